@@ -1,0 +1,3 @@
+"""Sparse autoencoders as drop-in modules for HuggingFace models."""
+
+__version__ = "0.1.0"

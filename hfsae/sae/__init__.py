@@ -1,0 +1,1 @@
+"""Dictionary maths: configuration, activation functions, encoding and decoding."""
