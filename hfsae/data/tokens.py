@@ -182,9 +182,9 @@ def spliced_mask(
         raise InvalidValue(
             "The dictionary excludes norm outliers, which needs the activations x. Got x=None. Pass them."
         )
-    norms = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).masked_fill(~mask, torch.nan)
+    norms: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.float32).masked_fill(~mask, torch.nan)
     typical = norms.nanmedian(dim=1, keepdim=True).values
-    return mask & norms.le(config.norm_outlier * typical)
+    return mask & (norms <= typical * config.norm_outlier)
 
 
 def _batches(data: object, rules: _Rules, counts: TokenCounts) -> Iterator[TokenBatch]:
