@@ -85,9 +85,10 @@ class ReconstructionSums:
         self._dot = 0.0  # sum <x, x_hat>
         self._square_hat = 0.0
 
-    def add(self, x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"]) -> None:
+    def add(self, x: Float[Tensor, "_ _"], x_hat: Float[Tensor, "_ _"]) -> None:
         """Count more tokens.
 
+        Shape: x, x_hat: ``[tokens, d_in]``, any float dtype.
         Raises: InvalidValue: when the two differ in shape.
         """
         if x.shape != x_hat.shape or x.shape[-1] != len(self._mean):
@@ -205,7 +206,7 @@ class LossSums:
         return _ratio(self._sum, self.count)
 
 
-def _ratio(numerator: float, denominator: float) -> float:
+def _ratio(numerator: float, denominator: float | int) -> float:
     return numerator / denominator if denominator else math.nan
 
 
