@@ -80,7 +80,7 @@ def phase_boundary(importance: float) -> float:
     with a bias of their own, so their boundary lies higher.
 
     Example:
-        >>> [round(phase_boundary(i), 3) for i in (1, 0.5, 0.1)]
+        >>> [round(phase_boundary(i), 3) for i in (1.0, 0.5, 0.1)]
         [0.571, 0.444, 0.16]
     """
     return 4 * importance / (2 + 5 * importance)

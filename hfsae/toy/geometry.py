@@ -64,8 +64,8 @@ def shape(name: str) -> Float[Tensor, "n d"]:
     """Return the unit vertices of one of `SHAPES`.
 
     Example:
-        >>> dimensionality(shape("tetrahedron")).tolist()
-        [0.75, 0.75, 0.75, 0.75]
+        >>> dimensionality(shape("digon")).tolist()
+        [0.5, 0.5]
     """
     if name not in SHAPES:
         raise InvalidValue(f"There is no shape {name!r}.{did_you_mean(name, SHAPES)}")
