@@ -18,6 +18,7 @@ from hfsae.errors import InvalidValue, OutOfRange, Unsupported
 from hfsae.sae import coding
 from hfsae.sae.config import SAEConfig
 from hfsae.sae.sparse import FeatureList, SparseFeatures, feature_ids
+from hfsae.sae.statistics import FeatureStatistics, Label
 from hfsae.shapes import Activation, Features, PreActivations, Written
 
 _OPTIONAL = ("b_pre", "threshold", "W_skip")
@@ -45,6 +46,8 @@ class SparseCoder(nn.Module):
         super().__init__()
         self.config = config
         self.features = features
+        self.statistics: FeatureStatistics | None = None
+        self.labels: dict[int, Label] = {}
         for name, shape in parameter_shapes(config, None if features is None else len(features)).items():
             dtype = torch.float32 if name == "threshold" else getattr(torch, config.dtype)
             self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype)))

@@ -64,7 +64,7 @@ class FeatureStatistics:
         """Return them as named tensors, for a safetensors file."""
         tensors = {name: getattr(self, name).detach().float().cpu() for name in _PER_FEATURE}
         tensors["mean_norm"] = torch.tensor([self.mean_norm], dtype=torch.float64)
-        tensors["tokens"] = torch.tensor([self.tokens], dtype=torch.int64)
+        tensors["tokens"] = torch.tensor([self.tokens], dtype=torch.float64)
         if self.mean_activation is not None:
             tensors["mean_activation"] = self.mean_activation.detach().float().cpu()
         return tensors
