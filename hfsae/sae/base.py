@@ -8,7 +8,6 @@ be folded once (b_pre into the bias) costs one part in d_sae of the product, and
 """
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Float
@@ -176,7 +175,7 @@ class SparseCoder(nn.Module):
         parts = [c.architecture, f"d_in={c.d_in}", f"d_sae={c.d_sae}", f"k={c.k}" if c.k else "", c.place]
         return ", ".join(part for part in parts if part)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "SparseCoder":
         before = None if self.threshold is None else self.threshold.data
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if before is not None and self.threshold is not None and self.threshold.dtype.itemsize < 4:

@@ -3,7 +3,7 @@
 Kept apart from the module that holds the weights, so that each step is a plain function of tensors and a configuration.
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from hfsae.sae.pursuit import matching_pursuit
 _EPS = 1e-5  # of layer norm: added to the standard deviation, outside the root, as OpenAI's dictionaries have it
 
 
+@runtime_checkable
 class Weights(Protocol):
     """What the arithmetic needs of a dictionary."""
 

@@ -4,7 +4,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from warnings import warn
 
 from hfsae.errors import HfsaeWarning, InvalidType, InvalidValue, did_you_mean
@@ -140,7 +140,7 @@ class SAEConfig:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "SAEConfig":
         """Build it from its `to_dict`; an unknown field warns by name, since a newer writer may add some.
 
         Raises: InvalidValue, InvalidType: when a field is missing or cannot work.

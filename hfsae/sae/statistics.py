@@ -2,7 +2,6 @@
 
 import math
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from torch import Tensor
@@ -56,7 +55,7 @@ class FeatureStatistics:
         if self.mean_activation is not None and not bool(torch.isfinite(self.mean_activation).all()):
             raise InvalidValue("The statistics hold a mean_activation that is not finite.")
 
-    def rows(self, indices: Tensor) -> Self:
+    def rows(self, indices: Tensor) -> "FeatureStatistics":
         """Return the statistics of those features alone."""
         return replace(self, **{name: getattr(self, name)[indices] for name in _PER_FEATURE})
 
@@ -70,7 +69,7 @@ class FeatureStatistics:
         return tensors
 
     @classmethod
-    def from_tensors(cls, tensors: dict[str, Tensor]) -> Self:
+    def from_tensors(cls, tensors: dict[str, Tensor]) -> "FeatureStatistics":
         """Build them from their `to_tensors`.
 
         Raises: InvalidValue: when one is missing.
