@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from hfsae.sae.sparse import FeatureList
 if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
-    from hfsae.publishing import Plan
+    from hfsae.hub.publishing import Plan
 
 
 class SAE(SparseCoder):
@@ -72,7 +72,7 @@ class SAE(SparseCoder):
         cache_dir: str | Path | None = None,
         local_files_only: bool = False,
         force_download: bool = False,
-    ) -> Self:
+    ) -> "SAE":
         """Load a dictionary from a folder or from the Hub, in our format or any of `hfsae.formats.FORMATS`.
 
         Args:
@@ -116,7 +116,7 @@ class SAE(SparseCoder):
         *,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Self:
+    ) -> "SAE":
         """Build it from what a format read.
 
         Raises: CheckpointError: when the tensors do not fit the config.
@@ -171,7 +171,7 @@ class SAE(SparseCoder):
         license: str | None = None,
         dry_run: bool = False,
     ) -> "CommitInfo | Plan":
-        """Publish it in a repository on the Hub, beside the dictionaries there, with a card made from what was measured.
+        """Publish it on the Hub, beside the dictionaries in that repository, with a card made from what was measured.
 
         Args:
             private: Create the repository as private.

@@ -4,11 +4,35 @@ from pathlib import Path
 from types import ModuleType
 
 from hfsae.errors import CheckpointError, InvalidValue, Unsupported, did_you_mean
-from hfsae.formats import native
+from hfsae.formats import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    gemma_scope_2,
+    goodfire,
+    llama_scope,
+    native,
+    openai,
+    qwen_scope,
+    saelens,
+    sparsify,
+)
 from hfsae.formats.checkpoint import Checkpoint
 from hfsae.sae.sparse import FeatureList
 
-FORMATS: tuple[ModuleType, ...] = (native,)
+FORMATS: tuple[ModuleType, ...] = (
+    native,
+    saelens,
+    gemma_scope,
+    gemma_scope_2,
+    dictionary_learning,
+    qwen_scope,
+    sparsify,
+    llama_scope,
+    openai,
+    circuit_tracer,
+    goodfire,
+)
 """Every format, each with `name`, `matches` and `read`, some with `write`; the first that matches reads."""
 
 

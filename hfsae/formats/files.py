@@ -51,8 +51,8 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file; a byte-order mark is accepted.
 
-    Raises: CheckpointError, CheckpointNotFound: when it is not there, no UTF-8, no JSON object, larger than 16 MB, nested
-        too deep, or has a key twice.
+    Raises: CheckpointError, CheckpointNotFound: when it is not there, no UTF-8, no JSON object, larger than 16 MB,
+        nested too deep, or has a key twice.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size

@@ -91,7 +91,7 @@ def read(path: Path, *, features: FeatureList | None = None) -> Checkpoint:
 def write(checkpoint: Checkpoint, root: Path) -> Path:
     """Write a dictionary into a repository's folder, beside those it holds, and return the dictionary's own folder.
 
-    A scale is folded into the weights. The folder is whole at every instant; a dictionary of the same place is replaced.
+    A scale is folded into the weights. A dictionary of the same place is replaced, the folder whole at every instant.
 
     Raises:
         Unsupported: when it is a slice.

@@ -141,7 +141,7 @@ def check_finite(path: Path, name: str, tensor: Tensor) -> None:
 
     Raises: CheckpointError: naming file, key and how many.
     """
-    # One sum is the cheapest pass there is, and no NaN or infinity survives it unseen; it may overflow, hence the count.
+    # One sum is the cheapest pass there is, and NaN and infinity show in it; it may overflow, hence the count.
     if not tensor.is_floating_point() or bool(torch.isfinite(tensor.sum())):
         return
     wrong = sum(part.numel() - int(torch.isfinite(part).sum()) for part in torch.split(tensor.flatten(), 2**22))

@@ -23,8 +23,8 @@ def fold_gated(
 ) -> FoldedEncoder:
     """Return the thresholded encoder that a gated one equals.
 
-    The gate opens where ``w.x + b_gate > 0`` and lets ``z = e^r w.x + b_mag`` through. Since ``w.x = (z - b_mag) / e^r``,
-    it opens where ``z > b_mag - e^r b_gate``: a threshold on z.
+    The gate opens where ``w.x + b_gate > 0`` and lets ``z = e^r w.x + b_mag`` through. Since
+    ``w.x = (z - b_mag) / e^r``, it opens where ``z > b_mag - e^r b_gate``: a threshold on z.
 
     Shape: W_enc: ``[d_sae, d_in]``, the gate's rows; the vectors: ``[d_sae]``.
     Source: Rajamanoharan et al. 2024, arXiv:2404.16014.
@@ -37,8 +37,8 @@ def fold_gated(
 def fold_scale(config: SAEConfig, tensors: Mapping[str, Tensor]) -> tuple[SAEConfig, dict[str, Tensor]]:
     """Return the dictionary that reads raw activations and equals one with ``normalize="scale"``.
 
-    ``W_enc (s x - b) + c = (s W_enc) (x - b / s) + c``, and what it writes is divided by s; thresholds stay. A transcoder
-    only reads scaled activations, so of it the encoder alone changes.
+    ``W_enc (s x - b) + c = (s W_enc) (x - b / s) + c``, and what it writes is divided by s; thresholds stay. A
+    transcoder only reads scaled activations, so of it the encoder alone changes.
     """
     folded = dict(tensors)
     if config.normalize != "scale" or config.scale is None:

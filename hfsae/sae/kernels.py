@@ -20,6 +20,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional
 
+from hfsae.sae.products import affine
 from hfsae.shapes import DecoderWeight, EncoderWeight, FeatureVector, FlatActivation
 
 _TILE_BYTES = 16 * 2**20
@@ -200,7 +201,7 @@ def _tiles(tokens: int, d_sae: int, itemsize: int) -> Iterator[slice]:
 def _topk_of_tokens(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
     best: tuple[Tensor, Tensor] | None = None
     for tile in _tiles(len(x), len(W_enc), W_enc.element_size()):
-        z = functional.linear(x, W_enc[tile], bias[tile])
+        z = affine(x, W_enc[tile], bias[tile])
         values, indices = _top(z, min(k, z.shape[1]))
         indices = indices + tile.start
         if best is not None:
@@ -238,7 +239,7 @@ def _group_size(width: int, k: int) -> int:
 def _above_of_tokens(x: Tensor, W_enc: Tensor, bias: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     found = []
     for tile in _tiles(len(x), len(W_enc), W_enc.element_size()):
-        z = functional.linear(x, W_enc[tile], bias[tile])
+        z = affine(x, W_enc[tile], bias[tile])
         tokens, places, values = _above(z, floor[tile])
         found.append((tokens, places + tile.start, values))
     tokens, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
