@@ -1,0 +1,19 @@
+"""Training dictionaries."""
+
+from hfsae.train.api import train
+from hfsae.train.callbacks import Callback, Figures, History, ProgressBar
+from hfsae.train.config import DataConfig, DeadConfig, OptimizerConfig, TrainConfig
+from hfsae.train.trainer import Trainer
+
+__all__ = [
+    "Callback",
+    "DataConfig",
+    "DeadConfig",
+    "Figures",
+    "History",
+    "OptimizerConfig",
+    "ProgressBar",
+    "TrainConfig",
+    "Trainer",
+    "train",
+]

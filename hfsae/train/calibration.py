@@ -1,0 +1,74 @@
+"""From trained weights to a finished dictionary: scaling undone, threshold calibrated, features measured.
+
+Training works on ``s x`` (and reconstructs ``t y``) with decoder rows of length 1. As ReLU, top-k and thresholds all commute
+with a positive factor, the finished dictionary reads x itself when
+
+    W_enc <- W_enc s / t,   b_enc <- b_enc / t,   threshold <- threshold / t,   b_pre <- b_pre / s,
+    b_dec <- b_dec / t,     W_skip <- W_skip s / t,   W_dec as it is.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hfsae.sae.base import SparseCoder
+from hfsae.sae.statistics import FeatureStatistics
+
+
+@dataclass(frozen=True)
+class Scales:
+    """What activations are multiplied by before training."""
+
+    x: float
+    """What is read."""
+    y: float
+    """What is reconstructed; the same where both are one."""
+
+    def undone(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a dictionary's weights for activations as they are."""
+        ratio = self.x / self.y
+        factors = {
+            "W_enc": ratio,
+            "b_enc": 1 / self.y,
+            "threshold": 1 / self.y,
+            "b_pre": 1 / self.x,
+            "b_dec": 1 / self.y,
+            "W_skip": ratio,
+            "W_dec": 1.0,
+        }
+        return {name: tensor * factors[name] for name, tensor in tensors.items()}
+
+    def applied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return weights for scaled activations: what `undone` takes back."""
+        return Scales(1 / self.x, 1 / self.y).undone(tensors)
+
+
+@torch.no_grad()
+def measure(dictionary: SparseCoder, chunks: Iterable[Float[Tensor, "n d_in"]]) -> FeatureStatistics:
+    """Return what the features of a dictionary do over some activations, sums in float64."""
+    d_sae, d_in = dictionary.config.d_sae, dictionary.config.d_in
+    device = dictionary.W_dec.device
+    fired, total = (torch.zeros(d_sae, dtype=torch.float64, device=device) for _ in range(2))
+    largest = torch.zeros(d_sae, device=device)
+    x_sum, norm_sum, tokens = torch.zeros(d_in, dtype=torch.float64, device=device), 0.0, 0
+    for x in chunks:
+        _, features, values = dictionary.encode_sparse(x).fired()
+        values = values.float()
+        fired.index_add_(0, features, torch.ones_like(values, dtype=torch.float64))
+        total.index_add_(0, features, values.double())
+        largest.scatter_reduce_(0, features, values, "amax")
+        x_sum += x.double().sum(0)
+        norm_sum += float(x.double().norm(dim=1).sum())
+        tokens += len(x)
+    count = max(tokens, 1)
+    return FeatureStatistics(
+        density=(fired / count).float().cpu(),
+        max=largest.cpu(),
+        mean=(total / count).float().cpu(),
+        mean_norm=norm_sum / count,
+        tokens=tokens,
+        mean_activation=(x_sum / count).float().cpu(),
+    )
