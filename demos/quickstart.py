@@ -1,0 +1,93 @@
+"""See what a dictionary sees: features of a text, one steered, one ablated, and what splicing costs.
+
+python demos/quickstart.py                                     the shipped model, no network
+python demos/quickstart.py --model openai-community/gpt2 --sae owner/repo --layer 8 --steer 3012 --ablate 77
+"""
+
+import argparse
+import warnings
+from pathlib import Path
+
+import torch
+
+import hfsae
+from hfsae import plots
+
+TEXT = 'def read(path):\n    """Return the text of a file."""\n    if not path:\n        raise ValueError("empty path")\n'
+PROMPT = "    def close(self):\n        "
+
+
+def parse() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="Hub id or folder of a causal model (default: the shipped one)")
+    parser.add_argument("--sae", help="Hub id or folder of a dictionary (default: the one registered for the model)")
+    parser.add_argument("--layer", type=int, default=None)
+    parser.add_argument("--steer", type=int, default=None, help="feature to steer (default: a labelled one)")
+    parser.add_argument("--strength", type=float, default=1.5, help="in multiples of the feature's maximum")
+    parser.add_argument(
+        "--ablate", type=int, default=None, help="feature to switch off (default: the text's strongest)"
+    )
+    parser.add_argument("--text", default=TEXT, help="the text to look at")
+    parser.add_argument("--prompt", default=PROMPT, help="the prompt to continue")
+    parser.add_argument("--max-tokens", type=int, default=20_000, help="tokens of the evaluation")
+    parser.add_argument("--picture", type=Path, default=Path("quickstart.png"))
+    return parser.parse_args()
+
+
+def load(args: argparse.Namespace) -> tuple[hfsae.Attachment, object, list[str]]:
+    """Load model, tokenizer and evaluation texts, and attach the dictionary."""
+    if args.model is None:
+        model, tokenizer = hfsae.load_default()
+        texts = hfsae.default_texts("validation")
+        layer = 1 if args.layer is None else args.layer
+    else:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model, tokenizer = AutoModelForCausalLM.from_pretrained(args.model), AutoTokenizer.from_pretrained(args.model)
+        texts, layer = [args.text], args.layer
+    return hfsae.attach(model, layer=layer, sae=args.sae), tokenizer, texts
+
+
+def main() -> None:
+    """Print the four parts and save the picture."""
+    args = parse()
+    attachment, tokenizer, texts = load(args)
+    dictionary = attachment.dictionary
+    print(f"{dictionary.id} attached to {attachment.module_path}: {dictionary.config.d_sae:,} features\n")
+
+    print("1. What fires: each token with its strongest features")
+    top = attachment.top_features(tokenizer(args.text, return_tensors="pt"), k=3, tokenizer=tokenizer)
+    print(top)
+
+    steered = next(iter(dictionary.labels), 0) if args.steer is None else args.steer
+    ablated = top.strongest() if args.ablate is None else args.ablate
+    ids = tokenizer(args.prompt, return_tensors="pt")
+
+    def continued() -> str:
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", hfsae.HfsaeWarning)
+            written = attachment.model.generate(**ids, max_new_tokens=40, do_sample=False, repetition_penalty=1.1)
+        return tokenizer.decode(written[0], skip_special_tokens=True)
+
+    print("\n2. The same prompt, three ways")
+    print(f"--- as the model is\n{continued()}")
+    with attachment.steer(steered, args.strength, unit="max"):
+        print(
+            f"--- feature {steered} steered by {args.strength:g} x its maximum: {dictionary.labels.get(steered, 'no label')}\n{continued()}"
+        )
+    with attachment.ablate(ablated):
+        print(f"--- feature {ablated} ablated: {dictionary.labels.get(ablated, 'no label')}\n{continued()}")
+
+    print("\n3. What splicing the reconstruction costs")
+    evaluation = hfsae.evaluate(attachment, texts, tokenizer=tokenizer, max_tokens=args.max_tokens)
+    print(evaluation)
+
+    plots.overview(top, evaluation).savefig(args.picture, dpi=120)
+    print(f"\npicture: {args.picture}")
+    attachment.detach()
+
+
+if __name__ == "__main__":
+    main()

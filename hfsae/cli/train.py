@@ -1,0 +1,45 @@
+"""`hfsae train`: train a dictionary on a model's activations."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from hfsae.cli.options import DEFAULT_LAYER, Device, Model, Site, open_model
+from hfsae.default import default_texts
+from hfsae.errors import InvalidValue
+from hfsae.train import TrainConfig
+from hfsae.train import train as run
+
+
+def train(
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="Text files. Without them: the default model's texts.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write; must not exist.")] = Path("runs/dictionary"),
+    model: Model = None,
+    layer: Annotated[int, typer.Option(help="Block, counted from 0; negative counts from the end.")] = DEFAULT_LAYER,
+    site: Site = "resid_post",
+    features: Annotated[
+        int | None, typer.Option(min=1, help="d_sae, the number of features. Default: 8 times the width.")
+    ] = None,
+    k: Annotated[int | None, typer.Option("-k", min=1, help="Features that may fire per token.")] = None,
+    tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Device = None,
+) -> None:
+    """Train a dictionary, measure nothing yet: `hfsae eval --sae OUT` does that.
+
+    \b
+    Examples:
+      hfsae train --layer 2 text.txt
+      hfsae train --model openai-community/gpt2 --layer 8 --features 24576 -k 32 --tokens 50000000 corpus.txt
+    """
+    if out.exists():
+        raise InvalidValue(f"{str(out)!r} exists. Nothing is replaced. Name a new folder with --out.")
+    chosen = {"d_sae": features, "k": k, "tokens": tokens}
+    config = TrainConfig(seed=seed, **{name: value for name, value in chosen.items() if value is not None})
+    texts = [str(file) for file in files] if files else default_texts("train")
+    loaded, tokenizer = open_model(model, device)
+    run(loaded, texts, tokenizer=tokenizer, layer=layer, site=site, config=config).save_pretrained(out)
+    typer.echo(f"written: {out}")

@@ -1,0 +1,1 @@
+"""The steering demo: `hfsae demo`. Needs gradio, the `demo` extra."""
