@@ -143,8 +143,7 @@ class SparseCoder(nn.Module):
             return x.new_empty(*x.shape[:-1], self.config.d_write)
         with _no_autocast(x):
             given = coding.read(self, x)
-            x_hat = coding.decode_flat(self, coding.encode_flat(self, given.x))
-            x_hat = x_hat.view(*x.shape[:-1], -1)
+            x_hat = coding.reconstruct_flat(self, given.x).view(*x.shape[:-1], -1)
             return coding.write(self, x_hat, x, given.mean, given.std).to(x.dtype)
 
     def preactivations(self, x: Activation, features: FeatureList | None = None) -> PreActivations:

@@ -14,6 +14,7 @@ from hfsae.sae.config import SAEConfig
 from hfsae.sae.kernels import gather_decode, threshold_scan, topk_scan
 from hfsae.sae.pursuit import matching_pursuit
 
+_TOKENS_AT_ONCE = 2048
 _EPS = 1e-5  # of layer norm: added to the standard deviation, outside the root, as OpenAI's dictionaries have it
 
 
@@ -114,6 +115,15 @@ def encode_flat(w: Weights, x: Tensor) -> Codes:
 def decode_flat(w: Weights, codes: Codes) -> Tensor:
     """Return what flat codes stand for, before normalisation is undone."""
     return gather_decode(codes.values.to(w.W_dec.dtype), codes.rows, w.W_dec, w.b_dec, codes.offsets)
+
+
+def reconstruct_flat(w: Weights, x: Tensor) -> Tensor:
+    """Return the reconstruction of flat x, before normalisation is undone, some tokens at a time.
+
+    The codes of a thresholded dictionary that fires on everything (an untrained one) are then never all held at once.
+    """
+    parts = [decode_flat(w, encode_flat(w, part)) for part in torch.split(x, _TOKENS_AT_ONCE)]
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def write(w: Weights, x_hat: Tensor, x: Tensor | None, mean: Tensor | None, std: Tensor | None) -> Tensor:

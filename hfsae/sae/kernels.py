@@ -26,6 +26,10 @@ from hfsae.shapes import DecoderWeight, EncoderWeight, FeatureVector, FlatActiva
 _TILE_BYTES = 16 * 2**20
 _TOKENS_PER_TILE = 512
 _MOST_IN_GROUP = 16
+_MANY_GROUPS = 0.25
+"""Above this fraction of groups that pass, looking at every entry is cheaper."""
+_DENSE_FROM = 0.05
+"""Above this fraction of rows summed per token, a dense product is cheaper than gathering."""
 
 
 def topk_scan(
@@ -182,11 +186,29 @@ class _Selected(torch.autograd.Function):
 
 
 def _weighted_bags(weight: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    bags = len(offsets) - 1
     if not len(indices):
-        return weight.new_zeros(len(offsets) - 1, weight.shape[1])
+        return weight.new_zeros(bags, weight.shape[1])
+    weights = weights.to(weight.dtype)
+    if len(indices) > _DENSE_FROM * bags * len(weight):
+        return _dense_bags(weight, indices, offsets, weights)
     return functional.embedding_bag(
-        indices, weight, offsets, mode="sum", per_sample_weights=weights.to(weight.dtype), include_last_offset=True
+        indices, weight, offsets, mode="sum", per_sample_weights=weights, include_last_offset=True
     )
+
+
+def _dense_bags(weight: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """As a product of dense tiles: cheaper where a good part of the rows is summed in every bag."""
+    step = max(_TILE_BYTES // (len(weight) * weight.element_size()), 1)
+    out = weight.new_empty(len(offsets) - 1, weight.shape[1])
+    for start in range(0, len(out), step):
+        part = offsets[start : start + step + 1]
+        mine = slice(int(part[0]), int(part[-1]))
+        bag = token_of_entry(part, mine.stop - mine.start)
+        dense = weight.new_zeros((len(part) - 1) * len(weight))
+        dense.index_add_(0, bag * len(weight) + indices[mine], weights[mine])
+        out[start : start + step] = dense.view(len(part) - 1, -1) @ weight
+    return out
 
 
 def _needs_grad(*tensors: Tensor) -> bool:
@@ -239,27 +261,37 @@ def _group_size(width: int, k: int) -> int:
 def _above_of_tokens(x: Tensor, W_enc: Tensor, bias: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     found = []
     for tile in _tiles(len(x), len(W_enc), W_enc.element_size()):
-        z = affine(x, W_enc[tile], bias[tile])
-        tokens, places, values = _above(z, floor[tile])
+        tokens, places, values = _above(affine(x, W_enc[tile], bias[tile]), floor[tile])
         found.append((tokens, places + tile.start, values))
     tokens, indices, values = (torch.cat(parts) for parts in zip(*found, strict=True))
-    order = (tokens * len(W_enc) + indices).argsort()
-    return values[order], indices[order], torch.bincount(tokens, minlength=len(x))
+    if len(found) > 1:
+        tokens, order = tokens.sort(stable=True)  # tiles are in the order of features already
+        indices, values = indices[order], values[order]
+    return values, indices, torch.bincount(tokens, minlength=len(x))
 
 
 def _above(z: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return (token, place, value) of the entries above their floor, looking only into groups whose maximum passes."""
+    """Return (token, place, value) of the entries above their floor, by token then place."""
     groups = z.shape[1] // _MOST_IN_GROUP
     cut = groups * _MOST_IN_GROUP
     maxima = z[:, :cut].view(-1, _MOST_IN_GROUP, groups).amax(1)
     lowest = floor[:cut].view(_MOST_IN_GROUP, groups).amin(0)
-    # Not `>`: a NaN passes too, so that an activation of NaN is never taken for one on which nothing fires.
-    tokens, group = (maxima <= lowest).logical_not_().nonzero(as_tuple=True)
-    steps = torch.arange(0, cut, max(groups, 1), device=z.device)
+    passes = _above_floor(maxima, lowest)
+    if groups == 0 or int(passes.sum()) > _MANY_GROUPS * passes.numel():
+        tokens, places = _above_floor(z, floor).nonzero(as_tuple=True)
+        return tokens, places, z[tokens, places]
+    tokens, group = passes.nonzero(as_tuple=True)
+    steps = torch.arange(0, cut, groups, device=z.device)
     tokens, places = tokens.repeat_interleave(_MOST_IN_GROUP), (group.unsqueeze(1) + steps).flatten()
-    if cut < z.shape[1]:
-        rest = (z[:, cut:] <= floor[cut:]).logical_not_().nonzero(as_tuple=True)
-        tokens, places = torch.cat([tokens, rest[0]]), torch.cat([places, rest[1] + cut])
+    rest = _above_floor(z[:, cut:], floor[cut:]).nonzero(as_tuple=True)
+    tokens, places = torch.cat([tokens, rest[0]]), torch.cat([places, rest[1] + cut])
     values = z[tokens, places]
-    keep = (values <= floor[places]).logical_not_()
-    return tokens[keep], places[keep], values[keep]
+    keep = _above_floor(values, floor[places])
+    tokens, places, values = tokens[keep], places[keep], values[keep]
+    order = (tokens * z.shape[1] + places).argsort()
+    return tokens[order], places[order], values[order]
+
+
+def _above_floor(z: Tensor, floor: Tensor) -> Tensor:
+    # Not `>`: a NaN passes too, so that an activation of NaN is never taken for one on which nothing fires.
+    return (z <= floor).logical_not_()
