@@ -10,8 +10,10 @@ from typing import SupportsIndex
 
 from torch import nn
 
-from hfsae.errors import InvalidType, InvalidValue, OutOfRange, SiteNotFound, did_you_mean
-from hfsae.stacks import Stack, base_model_id, choose_stack, hidden_size, unwrap
+from hfsae.errors import InvalidType, InvalidValue, OutOfRange, SiteNotFound, Unsupported, did_you_mean
+from hfsae.site_proofs import BlockProof, block_proof, prove_stack
+from hfsae.stacks import Stack, base_model_id, choose_stack, unwrap
+from hfsae.widths import declared_width, stream_width
 
 __all__ = ["SITES", "Point", "Site", "base_model_id", "blocks", "resolve", "unwrap"]
 
@@ -118,6 +120,10 @@ class Point:
     """What was asked for, its layer counted from the front."""
     width: int | None
     """Size of the activation's last dimension; None where only a forward could tell."""
+    flat: bool = False
+    """Whether batch and positions are one dimension there, as in OPT's MLP: ``[batch * seq, width]``."""
+    how: str = "named by its path"
+    """How it was proved."""
 
 
 def blocks(model: object, stack: str | None = None) -> list[tuple[str, nn.Module]]:
@@ -160,14 +166,48 @@ def resolve(
     chosen = choose_stack(root, wanted.stack)
     assert wanted.layer is not None
     index = _index(wanted.layer, chosen, root)
-    found = Site(wanted.site, index, stack=wanted.stack)
-    path, block = chosen.blocks[index]
-    if wanted.site not in ("resid_pre", "resid_post"):
-        raise SiteNotFound(
-            f"{wanted.site!r} is not known in {type(root).__name__}. Name the module: module='{path}...'."
-        )
-    side = "input" if wanted.site == "resid_pre" else "output"
-    return Point(path, block, side, found, hidden_size(root, chosen.path))
+    return _proved_point(root, chosen, Site(wanted.site, index, stack=wanted.stack))
+
+
+def _proved_point(root: nn.Module, stack: Stack, site: Site) -> Point:
+    assert site.layer is not None
+    assert site.site is not None
+    path, block = stack.blocks[site.layer]
+    try:
+        proof = prove_stack(root, stack)
+    except Unsupported as error:
+        raise SiteNotFound(f"{site} cannot be proved. {error} Name the module: {_paths_below(path, block)}.") from error
+    known = block_proof(proof, stack, site.layer)
+    place = None if known is None else known.places.get(site.site)
+    full_path = path if place is None else f"{path}.{place.path}".rstrip(".")
+    if known is None or place is None or not _has_module(root, full_path):
+        raise SiteNotFound(_refusal(root, site, path, block, known))
+    module = root.get_submodule(full_path)
+    width = stream_width(root, stack, proof) if place.of_stream else declared_width(module, place.io)
+    return Point(full_path, module, place.io, site, width, place.flat, place.how)
+
+
+def _has_module(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _refusal(root: nn.Module, site: Site, path: str, block: nn.Module, known: BlockProof | None) -> str:
+    places = known.places if known else {}
+    reason = known.refusals.get(site.site or "") if known else None
+    proved = ", ".join(name for name in SITES if name in places) or "no site"
+    return (
+        f"{site} is refused in {type(root).__name__}: {reason or 'the block is not as its config says'}. "
+        f"Proved in this block: {proved}. Ask for one of these or name the module: {_paths_below(path, block)}."
+    )
+
+
+def _paths_below(path: str, block: nn.Module) -> str:
+    children = [f"{path}.{name}" for name, _ in block.named_children()]
+    return "module=" + " or ".join(map(repr, [path, *children]))
 
 
 def _wanted(layer: object, site: str, *, module: str | None, io: str, stack: str | None) -> Site:
@@ -206,7 +246,7 @@ def _named_module(model: nn.Module, wanted: Site) -> Point:
     modules = dict(model.named_modules(remove_duplicate=False))
     if path not in modules:
         raise SiteNotFound(_no_module(path, model, list(modules)))
-    return Point(path, modules[path], wanted.io, wanted, _width(modules[path], wanted.io))
+    return Point(path, modules[path], wanted.io, wanted, declared_width(modules[path], wanted.io))
 
 
 def _no_module(path: str, model: nn.Module, paths: list[str]) -> str:
@@ -215,15 +255,3 @@ def _no_module(path: str, model: nn.Module, paths: list[str]) -> str:
         parent = parent.rpartition(".")[0]
     children = [f"{parent}.{name}".lstrip(".") for name, _ in model.get_submodule(parent).named_children()]
     return f"{type(model).__name__} has no module {path!r}.{did_you_mean(path, children)}"
-
-
-def _width(module: nn.Module, io: str) -> int | None:
-    """Width of a linear map or a norm, as its module declares it."""
-    names = ("in_features", "nx") if io == "input" else ("out_features", "nf")
-    for name in names:
-        size = getattr(module, name, None)
-        if isinstance(size, int):
-            return size
-    weight = getattr(module, "weight", None)
-    is_vector = isinstance(weight, nn.Parameter) and weight.dim() == 1 and not list(module.children())
-    return weight.shape[0] if is_vector and weight is not None else None

@@ -70,11 +70,11 @@ def base_model_id(model: object) -> str | None:
 
 def find_stacks(model: nn.Module) -> list[Stack]:
     """Return every list of blocks of an unwrapped model, outermost only, in the order of its modules."""
-    for wanted in (_declared_classes(model), _unsplit_classes(model)):
-        stacks = _grouped(model, wanted)
-        if stacks:
-            return stacks
-    return _homogeneous_lists(model)
+    declared = _grouped(model, _declared_classes(model))
+    if declared:
+        return declared
+    unsplit = [stack for stack in _grouped(model, _unsplit_classes(model)) if _is_list(model.get_submodule(stack.path))]
+    return unsplit or _homogeneous_lists(model)
 
 
 def choose_stack(model: nn.Module, stack: str | None = None) -> Stack:
@@ -106,14 +106,27 @@ def choose_stack(model: nn.Module, stack: str | None = None) -> Stack:
     return fitting[0]
 
 
-def hidden_size(model: nn.Module, path: str) -> int | None:
-    """Return the width that the config nearest above ``path`` declares for hidden states, None where it has none."""
-    config = owner(model, path)[1]
-    for name in ("hidden_size", "d_model", "n_embd", "dim", "embed_dim"):
-        size = getattr(config, name, None)
-        if isinstance(size, int):
-            return size
-    return None
+def host(model: nn.Module) -> tuple[str, nn.Module] | None:
+    """Return path and module of the outermost transformers model inside; PEFT, for one, stands around it."""
+    from transformers import PreTrainedModel
+
+    return next(((path, part) for path, part in model.named_modules() if isinstance(part, PreTrainedModel)), None)
+
+
+def tower(model: nn.Module, stack: Stack) -> tuple[str, nn.Module] | None:
+    """Return path and module of the innermost transformers model around a stack, such as a vision tower."""
+    from transformers import PreTrainedModel
+
+    around = (
+        (path, part) for path, part in model.named_modules() if f"{stack.path}.".startswith(f"{path}." if path else "")
+    )
+    return next(((path, part) for path, part in reversed(list(around)) if isinstance(part, PreTrainedModel)), None)
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """Return the class that defined a module: FSDP2 puts a subclass of its own in its place."""
+    bases = type(module).__mro__
+    return next(base for base in bases if not any(part.__name__ == "FSDPModule" for part in base.__mro__))
 
 
 def owner(model: nn.Module, path: str) -> tuple[str, object | None]:
@@ -153,15 +166,27 @@ def _unsplit_classes(model: nn.Module) -> tuple[tuple[type, ...], tuple[str, ...
 def _grouped(model: nn.Module, wanted: tuple[tuple[type, ...], tuple[str, ...]]) -> list[Stack]:
     """Group the modules of the wanted classes by what holds them; blocks inside blocks are left out."""
     classes, names = wanted
-    groups: dict[str, list[tuple[str, nn.Module]]] = {}
-    found: list[str] = []
+    groups: dict[str, tuple[tuple[str, nn.Module], ...]] = {}
     for path, module in model.named_modules():
-        if not path or any(path.startswith(f"{outer}.") for outer in found[-1:]):
+        parent = path.rpartition(".")[0]
+        inside_block = any(path.startswith(f"{block}.") for blocks in groups.values() for block, _ in blocks)
+        if not path or parent in groups or inside_block:
             continue
         if isinstance(module, classes) or any(base.__name__ in names for base in type(module).__mro__):
-            found.append(path)
-            groups.setdefault(path.rpartition(".")[0], []).append((path, module))
-    return [Stack(path, tuple(blocks)) for path, blocks in groups.items()]
+            groups[parent] = _siblings(model, parent, path)
+    return [Stack(path, blocks) for path, blocks in groups.items()]
+
+
+def _siblings(model: nn.Module, parent: str, path: str) -> tuple[tuple[str, nn.Module], ...]:
+    """Return a block and, where a list holds it, all in that list: hybrid models list blocks of several classes."""
+    holder = model.get_submodule(parent)
+    if not _is_list(holder):
+        return ((path, model.get_submodule(path)),)
+    return tuple((f"{parent}.{name}".lstrip("."), block) for name, block in holder.named_children())
+
+
+def _is_list(module: nn.Module) -> bool:
+    return isinstance(module, nn.ModuleList | nn.Sequential)
 
 
 def _homogeneous_lists(model: nn.Module) -> list[Stack]:
@@ -169,7 +194,7 @@ def _homogeneous_lists(model: nn.Module) -> list[Stack]:
     for path, module in model.named_modules():
         if any(path.startswith(f"{outer.path}.") for outer in stacks):
             continue
-        if isinstance(module, nn.ModuleList | nn.Sequential) and _is_stack(list(module)):
+        if _is_list(module) and _is_stack(list(module.children())):
             stacks.append(Stack(path, tuple((f"{path}.{name}", block) for name, block in module.named_children())))
     return stacks
 
