@@ -319,6 +319,7 @@ class TestPush:
         assert "config.json" not in repo.head
         assert "config.json" in repo.commits[repo.branches["v2"]]
 
+    @pytest.mark.filterwarnings("ignore:Use .content=:DeprecationWarning")  # huggingface_hub 2.4 with httpx2
     def test_large_files_go_where_the_hub_wants_them(self, loopback, tmp_path):
         loopback.lfs_above = 100
         folder = write_dictionary(tmp_path / "a")

@@ -39,8 +39,8 @@ def test_find_returns_none_where_nothing_is_registered():
 
 
 def test_find_never_returns_a_transcoder():
-    assert any(release.write_site for release in registry.known("google/gemma-2-2b"))
-    assert registry.find("google/gemma-2-2b", 3, "mlp_in") is None
+    assert any(release.write_site for release in registry.known("google/gemma-3-1b-pt"))
+    assert registry.find("google/gemma-3-1b-pt", 3, "mlp_in") is None
 
 
 def test_find_follows_a_forwarded_model_id():

@@ -65,8 +65,9 @@ def holdings(names: Iterable[str]) -> list[Holding]:
         ['layer_3/width_16k/average_l0_59']
     """
     known = {name for name in names if ".." not in name.split("/") and not name.startswith("/")}
-    found = [_holding(PurePosixPath(name), known) for name in known if _is_weights(name)]
-    return sorted(found, key=lambda h: (-1 if h.layer is None else h.layer, h.at))
+    # Where a folder holds weights twice, the later in this order are meant: safetensors.
+    found = {h.at: h for h in (_holding(PurePosixPath(n), known) for n in sorted(known, key=_safety) if _is_weights(n))}
+    return sorted(found.values(), key=lambda h: (-1 if h.layer is None else h.layer, h.at))
 
 
 def choose(
@@ -125,6 +126,10 @@ def _names(folder: Path) -> list[str]:
                 f"{str(folder)!r} holds more than {_MOST_FILES} files. Name the dictionary's folder."
             )
     return names
+
+
+def _safety(name: str) -> tuple[bool, str]:
+    return name.endswith(".safetensors"), name
 
 
 def _is_weights(name: str) -> bool:
