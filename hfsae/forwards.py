@@ -1,0 +1,158 @@
+"""What is known of the forward under way: which of its tokens are real, where each stands, what `generate` is doing.
+
+A block sees activations only. The module around it (the owner: the nearest with a config) is called with the attention
+mask, the position ids and the cache; `Owner` keeps them, per thread, while that module runs. `generate` is found on the
+call stack: how long the prompt is and how many rows it makes of each, nothing else in a forward tells.
+"""
+
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import CodeType, FrameType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfsae.hooks import watch_calls
+
+_PACKED = ("cu_seq_lens_q", "block_table", "read_index")
+_INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids", "hidden_states")
+_under_way = threading.local()
+
+
+@dataclass(frozen=True, eq=False)
+class Forward:
+    """What the owner was called with, as far as edits need it."""
+
+    attention_mask: Tensor | None = None
+    """``[batch, past + seq]``, or 4-D as a static cache prepares it; None says that every token is real."""
+    position_ids: Tensor | None = None
+    past: int | Tensor | None = 0
+    """Tokens in the cache before this forward; None where the cache does not say."""
+    shape: tuple[int, ...] | None = None
+    """``(batch, seq)`` of the inputs."""
+    packed: bool = False
+    """Several prompts lie end to end in one row (continuous batching)."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """What a call of ``generate`` is doing."""
+
+    prompt: int | None = None
+    """Columns of the prompt; None while the encoder reads it."""
+    expand: int = 1
+    """Rows that each prompt was repeated to: beams, or returned sequences."""
+
+
+def forward_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
+    """Return what a call of the owner says of its tokens."""
+    given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+    inputs = next((given[name] for name in _INPUTS if isinstance(given.get(name), Tensor)), None)
+    mask, ids = given.get("attention_mask"), given.get("position_ids")
+    return Forward(
+        attention_mask=mask if isinstance(mask, Tensor) else None,
+        position_ids=ids if isinstance(ids, Tensor) and ids.ndim == 2 else None,
+        past=_cached_tokens(given),
+        shape=None if inputs is None else tuple(inputs.shape[:2]),
+        packed=any(given.get(name) is not None for name in _PACKED),
+    )
+
+
+def _cached_tokens(given: dict[str, Any]) -> int | Tensor | None:
+    cache = next((given[name] for name in ("past_key_values", "cache_params") if given.get(name) is not None), None)
+    if cache is None:
+        return 0
+    length = getattr(cache, "get_seq_length", None)
+    try:
+        past = None if length is None else length()
+    except ValueError:  # a cache of states alone, as state-space models have it, does not count tokens
+        return None
+    # A static cache counts in a tensor that it updates in place during the forward.
+    return past.clone() if isinstance(past, Tensor) else past
+
+
+class Owner:
+    """The hook of the module around the attached ones: keeps its `Forward` while it runs."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.checks: list[Callable[[nn.Module], None]] = []
+        self._parameters = tuple(inspect.signature(module.forward).parameters)
+        self._handles = watch_calls(module, self)
+
+    def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Run as a forward pre-hook."""
+        if torch.compiler.is_compiling():
+            return
+        for check in self.checks:
+            check(module)
+        _under_way_here()[id(self)] = forward_of(self._parameters, args, kwargs)
+
+    def after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
+        """Run as a forward hook, also when the forward failed."""
+        if not torch.compiler.is_compiling():
+            _under_way_here().pop(id(self), None)
+
+    def forward(self) -> Forward | None:
+        """Return what is known of the forward under way in this thread; None outside one."""
+        return _under_way_here().get(id(self))
+
+    @contextmanager
+    def during(self, forward: Forward | None) -> Iterator[None]:
+        """While open, `forward` is that one: for a recomputation after the forward itself has ended."""
+        before = self.forward()
+        _under_way_here()[id(self)] = forward
+        try:
+            yield
+        finally:
+            _under_way_here()[id(self)] = before
+
+    def remove(self) -> None:
+        """Unregister."""
+        for handle in self._handles:
+            handle.remove()
+
+
+def owner_of(module: nn.Module) -> Owner:
+    """Return the `Owner` hook of ``module``, made when it has none yet."""
+    hooks = (getattr(hook, "__self__", None) for hook in module._forward_pre_hooks.values())
+    found = next((hook for hook in hooks if isinstance(hook, Owner)), None)
+    return Owner(module) if found is None else found
+
+
+def _under_way_here() -> dict[int, Forward | None]:
+    here: dict[int, Forward | None] | None = getattr(_under_way, "forwards", None)
+    if here is None:
+        here = _under_way.forwards = {}
+    return here
+
+
+def generation_under_way() -> Generation | None:
+    """Return what the outermost ``generate`` on this thread's call stack is doing; None outside one."""
+    code = _generate_code()
+    found: FrameType | None = None
+    frame: FrameType | None = sys._getframe() if code is not None else None
+    while frame is not None:
+        if frame.f_code is code:
+            found = frame
+        frame = frame.f_back
+    return None if found is None else _read_generation(found.f_locals)
+
+
+def _generate_code() -> CodeType | None:
+    module = sys.modules.get("transformers.generation.utils")
+    return None if module is None else inspect.unwrap(module.GenerationMixin.generate).__code__
+
+
+def _read_generation(names: dict[str, Any]) -> Generation:
+    prompt = names.get("input_ids_length")
+    if prompt is None:
+        return Generation()
+    if names["model_input_name"] == "inputs_embeds" and not names["self"].config.is_encoder_decoder:
+        prompt = max(prompt, names["inputs_tensor"].shape[1])
+    config = names["generation_config"]
+    return Generation(prompt, max(config.num_beams or 1, config.num_return_sequences or 1))

@@ -1,0 +1,60 @@
+"""What nnsight needs of an attachment; nothing here imports nnsight, which leaves its marks on the modules it wraps.
+
+nnsight reaches any ``nn.Module`` attribute of a module, so ``lm.transformer.h[8].sae.features.output`` works in a trace
+by itself. Left to do: load a model that was only declared, forget the view of a detached mount, refuse remote runs.
+"""
+
+from typing import Any
+
+from torch import nn
+
+from hfsae.errors import Unsupported
+
+_STATE = "__nnsight__"
+
+
+def is_envoy(model: object) -> bool:
+    """Return whether it is nnsight's view of a module."""
+    return any(base.__module__.split(".")[0] == "nnsight" for base in type(model).__mro__)
+
+
+def dispatch(model: object) -> None:
+    """Load the weights of an nnsight model that was only declared; what is attached before would be lost."""
+    if is_envoy(model) and getattr(model, "dispatched", True) is False:
+        model.dispatch()  # type: ignore[attr-defined]
+
+
+def refuse_remote(model: object) -> None:
+    """Make a remote run of this nnsight model an error: the server's copy of the model carries no dictionary."""
+    if is_envoy(model) and hasattr(type(model), "_remote_backend"):
+        vars(model)["_remote_backend"] = _refuse
+
+
+def allow_remote(model: object) -> None:
+    """Undo `refuse_remote`."""
+    if is_envoy(model):
+        vars(model).pop("_remote_backend", None)
+
+
+def _refuse(*_args: object, **_kwargs: object) -> Any:
+    raise Unsupported(
+        "remote=True cannot work with a dictionary attached, which the remote model does not have. "
+        "A local run was expected. Leave out remote=, or detach first."
+    )
+
+
+def forget_envoys(module: nn.Module, name: str) -> None:
+    """Drop nnsight's views of the mount at ``module.name``; the next one mounted there must not be mistaken for it."""
+    mount = vars(module).get(name) or module._modules.get(name)
+    state = vars(module).get(_STATE)
+    for reference, _path, _locations in [] if state is None else list(state.routes):
+        interleaver = reference()
+        parent = None if interleaver is None else interleaver.envoys.get(id(module))
+        if parent is None:
+            continue
+        view = vars(parent).pop(name, None)
+        if view is None or mount is None:
+            continue
+        parent._children[:] = [child for child in parent._children if child is not view]
+        for part in mount.modules():
+            interleaver.envoys.pop(id(part), None)
