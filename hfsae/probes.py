@@ -27,11 +27,13 @@ _SMALL_ENOUGH = 5_000_000
 _BATCH, _TOKENS, _DECODER_TOKENS, _FIRST_ID, _IDS = 2, 12, 10, 8, 200
 _LOCK = threading.RLock()
 
-MODEL_FAILURES = (
-    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError, RuntimeError,
-    TypeError, ValueError,
-)  # fmt: skip
-"""What model code raises when a config does not fit it."""
+
+def model_failures() -> tuple[type[Exception], ...]:
+    """Return what model code raises when a config does not fit it."""
+    from huggingface_hub.errors import StrictDataclassError
+
+    builtin = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, MemoryError, OSError)
+    return (*builtin, RuntimeError, TypeError, ValueError, StrictDataclassError)
 
 
 @dataclass
@@ -70,7 +72,7 @@ def run_probe(model_class: type[nn.Module], config: Any) -> Probe:
             calls = _record(model)
             inputs = _inputs(model)
             model(**inputs)
-        except MODEL_FAILURES as error:
+        except model_failures() as error:
             reason = f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
             raise Unsupported(f"No tiny probe of {model_class.__name__} could be run ({reason}).") from error
     lengths = (_BATCH, *{value.shape[1] for name, value in inputs.items() if name.endswith("ids")})
@@ -123,7 +125,7 @@ def undisturbed() -> Iterator[None]:
 
 
 def _record(model: nn.Module) -> dict[str, Call]:
-    """Wrap every module's forward; hooks are registered in one place of the package, and the probe is ours to change."""
+    """Wrap every module's forward; hooks are registered in `hooks` alone, and the probe is ours to change."""
     calls: dict[str, Call] = {}
     for path, module in model.named_modules():
         if path:

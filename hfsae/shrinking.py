@@ -91,7 +91,7 @@ def _scale(values: MutableMapping[str, Any]) -> _Scale:
     return _Scale(
         heads=max([1.0, *(count / _HEADS_LEFT for count in heads)]),
         width=max([1.0, *(width / _WIDTH for width in widths[:1])]),
-        inner=_power_of_two(min(inner, default=8) / 8),
+        inner=float(_power_of_two(min(inner, default=8) / 8)),
     )
 
 

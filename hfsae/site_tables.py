@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from hfsae.errors import HubError, InvalidType, SiteNotFound, Unsupported
-from hfsae.probes import MODEL_FAILURES, undisturbed
+from hfsae.probes import model_failures, undisturbed
 from hfsae.sites import SITES, resolve, unwrap
 from hfsae.stacks import Stack, choose_stack
 
@@ -107,7 +107,7 @@ def _empty_model(config: Any) -> nn.Module:
     try:
         with undisturbed(), torch.device("meta"):
             model: nn.Module = model_class(copy.deepcopy(config))
-    except MODEL_FAILURES as error:
+    except model_failures() as error:
         raise Unsupported(f"{model_class.__name__} could not be built from its config: {error}") from error
     return model
 

@@ -20,7 +20,7 @@ from hfsae.families import FAMILIES, Family
 from hfsae.probes import Call
 
 _TOLERANCE = 1e-4  # of the largest entry; the probe computes in float32
-_MLP_CLASS = re.compile(r"mlp|moe|feedforward|ffn|expert", re.IGNORECASE)
+_MLP_CLASS = re.compile(r"(MLP|Mlp|MoE|Moe|MoeBlock|FeedForward|FFN|Experts)$")
 
 
 @dataclass(frozen=True)
