@@ -36,13 +36,18 @@ def load_default(device: "torch.device | str | None" = None) -> "tuple[GPT2LMHea
         >>> tokenizer.decode(tokenizer("import os").input_ids)
         '<|endoftext|>import os'
     """
+    model, tokenizer = load_model(FILES)
+    return model.to(device or "cpu"), tokenizer
+
+
+def load_model(folder: Path) -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]":
+    """Return a default model and its tokenizer from the folder they were made in, under the name they ship by."""
     import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    model = GPT2LMHeadModel.from_pretrained(FILES, dtype=torch.float32, local_files_only=True)
+    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     model.name_or_path = model.config._name_or_path = MODEL_NAME
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(FILES, local_files_only=True)
-    return model.eval().to(device or "cpu"), tokenizer
+    return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 
 def default_texts(split: str = "validation") -> list[str]:

@@ -43,7 +43,7 @@ class Recipe:
     """Attention heads per block."""
     rows: int = 16
     """Rows of ``context`` tokens per step."""
-    steps: int = 6000
+    steps: int = 4700
     """Optimizer steps."""
     matrix_rate: float = 0.02
     """Peak learning rate of Muon."""

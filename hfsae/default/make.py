@@ -7,15 +7,20 @@
 Each step reads what the one before left in DIR; a model run that was interrupted goes on from its last checkpoint.
 """
 
+import argparse
 import hashlib
 import json
 import lzma
+import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hfsae.default import MODEL_NAME, SHIPPED_SPLITS
+from hfsae.attach import attach
+from hfsae.default import SHIPPED_SPLITS, load_model
 from hfsae.default.corpus import PACKAGES, library_root, library_texts, training_sources
 from hfsae.default.language_model import (
     LanguageModelTrainer,
@@ -26,9 +31,20 @@ from hfsae.default.language_model import (
     train_language_model,
     train_tokenizer,
 )
+from hfsae.dictionary import SAE
+from hfsae.evaluate import evaluate
+from hfsae.formats import write_checkpoint
+from hfsae.train import DataConfig, TrainConfig, train
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
+
+
+DICTIONARIES = {
+    1: TrainConfig(d_sae=2048, k=16, tokens=4_000_000, data=DataConfig(context=256)),
+    2: TrainConfig(d_sae=4096, k=16, tokens=6_000_000, data=DataConfig(context=256)),
+}
+"""How the dictionary after each block is trained; later blocks hold more than a small dictionary can say."""
 
 
 def make_texts(out: Path) -> None:
@@ -57,21 +73,80 @@ def make_model(out: Path, recipe: Recipe | None = None) -> None:
 
 
 def save_model(out: Path, model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerFast", recipe: Recipe) -> None:
-    """Round the model to fp16, measure it as rounded, and write it as transformers reads it."""
-    model = model.half()
-    model.name_or_path = model.config._name_or_path = MODEL_NAME
-    model.save_pretrained(out)
+    """Write the model, rounded to fp16, as transformers reads it, and measure what it is when read again."""
+    model.half().save_pretrained(out)
     tokenizer.save_pretrained(out)
-    texts = library_texts("validation").values()
+    measure_model(out, recipe)
+
+
+def measure_model(out: Path, recipe: Recipe) -> None:
+    """Write the bits per byte of a written model, on all validation texts and on each, with what it was made from."""
+    model, tokenizer = load_model(out)
+    texts = library_texts("validation")
+    sizes = {path: len(text.encode()) for path, text in texts.items()}
+    by_file = {path: bits_per_byte(model, tokenizer, [text]) for path, text in texts.items()}
     figures = {
-        "bits_per_byte": bits_per_byte(model.float().eval(), tokenizer, texts),
-        "validation_bytes": sum(len(text.encode()) for text in texts),
-        "tokens_seen": recipe.steps * recipe.rows * recipe.context,
+        "bits_per_byte": sum(by_file[path] * size for path, size in sizes.items()) / sum(sizes.values()),
+        "bits_per_byte_of": by_file,
+        "validation_bytes": sum(sizes.values()),
         "parameters": model.num_parameters(),
-        "packages": PACKAGES,
+        "tokens_seen": recipe.steps * recipe.rows * recipe.context,
+        "licences_of_the_text": {"python library, tests, topics": "PSF-2.0", **PACKAGES},
     }
     _write_json(out / "model.json", figures)
 
 
+def make_dictionary(out: Path, layer: int) -> Path:
+    """Train the dictionary after one block of the model in ``out`` and return its folder; written in fp16.
+
+    It learns from the library and half of its tests.
+    """
+    model, tokenizer = load_model(out)
+    sources = training_sources()
+    texts = sources["library"] + sources["tests"][::2]
+    sae = train(model, texts, tokenizer=tokenizer, layer=layer, config=DICTIONARIES[layer])
+    checkpoint = sae.to_checkpoint()
+    rounded = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
+    folder = out / checkpoint.config.place
+    if folder.exists():
+        shutil.rmtree(folder)
+    with TemporaryDirectory(dir=out) as aside:
+        # Halves on disk, fp32 once loaded: the config's dtype is the one that it computes in.
+        # By way of an empty folder, since the config.json of this one is the model's.
+        write_checkpoint(replace(checkpoint, tensors=rounded), Path(aside) / "dictionary").rename(folder)
+    return folder
+
+
+def measure_dictionary(out: Path, folder: Path) -> None:
+    """Evaluate a written dictionary on every held-back text and leave the figures beside it."""
+    model, tokenizer = load_model(out)
+    texts = [text for split in SHIPPED_SPLITS for text in library_texts(split).values()]
+    attachment = attach(model, sae=SAE.from_pretrained(folder))
+    evaluate(attachment, texts, tokenizer=tokenizer).save(folder / "eval.json")
+
+
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Make what the command line names."""
+    parser = argparse.ArgumentParser(prog="python -m hfsae.default.make", description="Make the default model anew.")
+    parser.add_argument("what", choices=["texts", "model", "dictionaries", "all"], help="dictionaries need the model")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the files; made when it is not there")
+    chosen = parser.parse_args(arguments)
+    chosen.out.mkdir(parents=True, exist_ok=True)
+    if chosen.what in ("texts", "all"):
+        make_texts(chosen.out)
+    if chosen.what in ("model", "all"):
+        make_model(chosen.out)
+    if chosen.what in ("dictionaries", "all"):
+        for layer in DICTIONARIES:
+            measure_dictionary(chosen.out, make_dictionary(chosen.out, layer))
+    for path in chosen.out.rglob("*"):
+        if path.is_file():
+            path.chmod(0o644)  # safetensors writes 0600, which a package installed by root keeps from its users
+
+
+if __name__ == "__main__":
+    main()
