@@ -180,7 +180,7 @@ def orthogonal(matrices: Float[Tensor, "n rows columns"]) -> Float[Tensor, "n ro
 
 def new_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "GPT2LMHeadModel":
     """Return the untrained model, in fp32, with the tokenizer's special token in its configs."""
-    from transformers import GPT2Config, GPT2LMHeadModel
+    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
 
     special = tokenizer.bos_token_id
     config = GPT2Config(
@@ -194,10 +194,12 @@ def new_model(recipe: Recipe, tokenizer: "PreTrainedTokenizerFast") -> "GPT2LMHe
         attn_pdrop=0.0,
         bos_token_id=special,
         eos_token_id=special,
-        pad_token_id=special,
     )
     torch.manual_seed(recipe.seed)
-    return GPT2LMHeadModel(config)
+    model = GPT2LMHeadModel(config)
+    # Padding is said here alone: in the model's config it makes transformers warn of every text that begins with BOS.
+    model.generation_config = GenerationConfig(bos_token_id=special, eos_token_id=special, pad_token_id=special)
+    return model
 
 
 class LanguageModelTrainer:
