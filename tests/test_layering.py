@@ -20,7 +20,7 @@ LAYERS = (
     "hooks",
     "forwards selectors interventions plan scope editing mount edits edit_methods attach layer tracing bundles",
     "data",
-    "replay passes evaluation evaluate check",
+    "replay passes evaluation scoring measuring evaluate check",
     "train",
     "default",
     "features",

@@ -1,0 +1,141 @@
+"""How good a dictionary is in its model: reconstruction at the site, and the loss with it spliced in.
+
+For each batch, once: run the model clean and read x; make the three masks; encode and decode x; run with the
+reconstruction, and with zero, in place of x. The mean of x over all of the data is known only then: a second round runs
+with that. Where the activation is the whole residual stream, rows that an ablation makes equal are run once.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Literal, TypeVar
+
+from torch import nn
+
+from hfsae.attach import Attachment
+from hfsae.data.tokens import batches
+from hfsae.errors import InvalidValue, did_you_mean
+from hfsae.evaluation import Evaluation
+from hfsae.measuring import Measuring
+from hfsae.passes import at_rest
+from hfsae.scoring import LossFn
+
+__all__ = ["Evaluation", "evaluate"]
+
+Metrics = Literal["all", "reconstruction"]
+
+_LONGEST_ROW = 1024  # tokens; models that could read more would need more memory than a default should take
+_Item = TypeVar("_Item")
+
+
+def evaluate(  # noqa: PLR0913
+    attachment: Attachment,
+    data: object,
+    *,
+    tokenizer: Any = None,
+    batch_size: int = 8,
+    max_tokens: int | None = None,
+    context: int | None = None,
+    pack: bool | None = None,
+    prepend_bos: bool | None = None,
+    exclude_special_tokens: bool | None = None,
+    exclude_first_position: bool | None = None,
+    loss_fn: LossFn | None = None,
+    metrics: Metrics = "all",
+    progress: bool = True,
+) -> Evaluation:
+    """Measure a dictionary in its model: reconstruction, features, and the loss with it spliced in.
+
+    Three masks say what counts. Valid: not padding. Spliced: valid and not excluded by the dictionary's policy; there
+    the reconstruction, zero or the mean takes the place of the activation, elsewhere it passes. Scored: source and
+    target both valid. Every average is over all tokens of the data, so batch size, padding and order change nothing.
+
+    Args:
+        attachment: From `attach`; it may have other edits applied, which then belong to the clean model.
+        data: Texts or token ids of any kind that `hfsae.data.tokens.batches` reads.
+        tokenizer: Needed for texts; says which tokens are special (else the model's config does).
+        batch_size: Rows in a batch; changes memory and time only.
+        max_tokens: Stop after so many valid tokens; None reads all.
+        context: Most tokens in a row; by default what the model can read, at most 1024.
+        pack: Join documents into full rows. By default texts are packed and rows of ids kept.
+        prepend_bos: Begin documents and rows with BOS. By default texts are, where the tokenizer has one.
+        exclude_special_tokens: In place of the dictionary's own policy; likewise ``exclude_first_position``.
+        loss_fn: A loss of your own, from the model's outputs and the `TokenBatch`: one number per item, or their mean.
+            It takes the place of cross-entropy, and no KL is measured.
+        metrics: ``"reconstruction"`` leaves all losses out, and the model runs no further than the site.
+        progress: Show a bar when it takes more than two seconds.
+
+    Raises:
+        InvalidValue: when the data hold nothing to measure, ids are beyond the vocabulary, activations are not finite,
+            or the model has no next-token loss and no ``loss_fn`` is given.
+        InvalidType: for data of another kind, or texts without a tokenizer.
+    """
+    if metrics not in ("all", "reconstruction"):
+        raise InvalidValue(f"metrics={metrics!r} is unknown.{did_you_mean(str(metrics), ('all', 'reconstruction'))}")
+    config = attachment.dictionary.config
+    policy = replace(
+        config,
+        exclude_special_tokens=_chosen(exclude_special_tokens, config.exclude_special_tokens),
+        exclude_first_position=_chosen(exclude_first_position, config.exclude_first_position),
+    )
+    measuring = Measuring(attachment, policy, loss_fn)
+    model = measuring.passes.model
+    stream = batches(
+        data,
+        tokenizer=tokenizer,
+        batch_size=batch_size,
+        context=_longest_row(model) if context is None else context,
+        max_tokens=max_tokens,
+        pack=pack,
+        prepend_bos=prepend_bos,
+        special_ids=_special_ids(model) if tokenizer is None else None,
+        vocab_size=_vocabulary(model),
+    )
+    given = list(stream)
+    with at_rest(model):
+        if metrics == "all":
+            measuring.choose_loss(given)
+        for number, batch in _with_bar(list(enumerate(given)), progress, "reconstruction and splice"):
+            measuring.first_round(number, batch)
+        measuring.check()
+        for ablated in _with_bar(measuring.ablated, progress, "mean ablation"):
+            measuring.second_round(ablated)
+    return measuring.result(stream.counts)
+
+
+def _chosen(given: bool | None, default: bool) -> bool:
+    return default if given is None else given
+
+
+def _longest_row(model: nn.Module) -> int:
+    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
+        length = _setting(model, name)
+        if isinstance(length, int) and length > 1:
+            return min(length, _LONGEST_ROW)
+    return _LONGEST_ROW
+
+
+def _vocabulary(model: nn.Module) -> int | None:
+    size = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
+    return size if isinstance(size, int) else None
+
+
+def _special_ids(model: nn.Module) -> list[int]:
+    """The special tokens that the model's config names, for ids that come without a tokenizer."""
+    found = [_setting(model, f"{name}_token_id") for name in ("bos", "eos", "pad", "sep", "cls")]
+    return [token for value in found for token in (value if isinstance(value, list) else [value]) if token is not None]
+
+
+def _setting(model: nn.Module, name: str) -> Any:
+    config = getattr(model, "config", None)
+    text = getattr(config, "get_text_config", lambda: config)()
+    return getattr(text, name, None)
+
+
+def _with_bar(items: list[_Item], progress: bool, what: str) -> Iterable[_Item]:
+    from tqdm import tqdm
+
+    # disable=None: no bar where no one watches, such as a file.
+    bar: Iterable[_Item] = tqdm(
+        items, desc=what, unit="batch", delay=2, leave=False, disable=None if progress else True
+    )
+    return bar
