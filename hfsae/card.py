@@ -12,6 +12,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from hfsae.errors import InvalidValue
+from hfsae.registry import SHIPPED
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -138,17 +139,18 @@ def _body(repo_id: str, entries: Sequence[CardEntry], bases: list[dict[str, str]
 def _usage(repo_id: str, entry: CardEntry) -> str:
     """Three lines that load the model and the first dictionary, at the revision it was trained on."""
     config = entry.config
-    layer, site = config.get("layer"), config.get("site")
-    where = f"layer={layer!r}, site={site!r}" if isinstance(layer, int) and isinstance(site, str) else ""
-    module = "" if where else f"module={config.get('module')!r}"
-    base, revision = config.get("base_model"), config.get("base_revision")
-    pinned = f"{base!r}, revision={revision!r}" if isinstance(revision, str) else repr(base)
+    layer, site, base = config.get("layer"), config.get("site"), config.get("base_model")
+    by_layer = isinstance(layer, int) and isinstance(site, str)
+    where = f"layer={layer}, site={_code(site)}" if by_layer else f"module={_code(config.get('module'))}"
+    revision = config.get("base_revision")
+    pinned = _code(base) + (f", revision={_code(revision)}" if isinstance(revision, str) else "")
+    model = f"model = transformers.AutoModelForCausalLM.from_pretrained({pinned})"
     return "\n".join(
         (
             "import hfsae, transformers",
-            f"model = transformers.AutoModelForCausalLM.from_pretrained({pinned})",
-            f"sae = hfsae.SAE.from_pretrained({repo_id!r}, subfolder={entry.place!r})",
-            f"att = hfsae.attach(model, {where or module}, sae=sae)",
+            "model, tokenizer = hfsae.load_default()" if base == SHIPPED else model,
+            f"sae = hfsae.SAE.from_pretrained({_code(repo_id)}, subfolder={_code(entry.place)})",
+            f"att = hfsae.attach(model, {where}, sae=sae)",
         )
     )
 
@@ -221,6 +223,11 @@ def _hand_written(existing: str | None) -> tuple[dict[str, Any], str, str]:
     before, _, rest = text.partition(BEGIN)
     _, _, after = rest.partition(END)
     return data, before.strip(), after.strip()
+
+
+def _code(value: object) -> str:
+    """A name from a file as code may hold it; what is no name of a model, place or commit is left out."""
+    return repr(value) if isinstance(value, str) and re.fullmatch(r"[\w./-]+", value) else repr("...")
 
 
 def _said(value: object) -> bool:
