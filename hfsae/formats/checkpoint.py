@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -32,6 +32,7 @@ class Checkpoint:
     """Eight hex digits that stand for its weights; None when they were not recorded."""
 
 
+@runtime_checkable
 class Format(Protocol):
     """What a module of `hfsae.formats` offers."""
 

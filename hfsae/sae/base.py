@@ -94,7 +94,7 @@ class SparseCoder(nn.Module):
         with _no_autocast(x):
             given = coding.read(self, x)
             f = coding.activate(self, coding.product(self, given.x, rows), rows)
-            return _tag(f.to(x.dtype).view(*x.shape[:-1], -1), given.mean, given.std)
+            return _tag(_unflattened(f.to(x.dtype), x), given.mean, given.std)
 
     def encode_sparse(self, x: Activation) -> SparseFeatures:
         """Return the feature activations of x as values and indices; memory is O(tokens * k), never O(tokens * d_sae).
@@ -110,7 +110,7 @@ class SparseCoder(nn.Module):
         if self.features is not None:
             ids = self.features.to(ids.device)[ids]
         if offsets is None:
-            values, ids = values.view(*leading, -1), ids.view(*leading, -1)
+            values, ids = _unflattened(values, x), _unflattened(ids, x)
         return SparseFeatures(values.to(x.dtype), ids, self.config.d_sae, offsets, leading, given.mean, given.std)
 
     def decode(self, f: Features | SparseFeatures, *, x: Activation | None = None) -> Written:
@@ -143,7 +143,7 @@ class SparseCoder(nn.Module):
             return x.new_empty(*x.shape[:-1], self.config.d_write)
         with _no_autocast(x):
             given = coding.read(self, x)
-            x_hat = coding.reconstruct_flat(self, given.x).view(*x.shape[:-1], -1)
+            x_hat = _unflattened(coding.reconstruct_flat(self, given.x), x)
             return coding.write(self, x_hat, x, given.mean, given.std).to(x.dtype)
 
     def preactivations(self, x: Activation, features: FeatureList | None = None) -> PreActivations:
@@ -152,7 +152,7 @@ class SparseCoder(nn.Module):
         coding.check_activation(self, x)
         with _no_autocast(x):
             z = coding.product(self, coding.read(self, x).x, rows)
-            return z.to(x.dtype).view(*x.shape[:-1], -1)
+            return _unflattened(z.to(x.dtype), x)
 
     def directions(self, features: FeatureList) -> Float[Tensor, "n d_write"]:
         """Return the decoder rows of those features."""
@@ -213,7 +213,7 @@ def _check_encodable(coder: SparseCoder, x: object) -> None:
 def _decode_sparse(coder: SparseCoder, f: SparseFeatures, x: Tensor | None) -> Tensor:
     if f.d_sae != coder.config.d_sae:
         raise InvalidValue(f"f has {f.d_sae} features. This dictionary has {coder.config.d_sae}. They do not fit.")
-    rows = f.indices if f.offsets is not None else f.indices.reshape(f.tokens, -1)
+    rows = f.indices if f.offsets is not None else f.indices.reshape(f.tokens, f.indices.shape[-1])
     if coder.features is not None:
         rows = _rows_of_slice(rows.cpu(), coder.features, f.d_sae).to(rows.device)
     with _no_autocast(f.values):
@@ -232,6 +232,10 @@ def _rows_of_slice(ids: Tensor, held: Tensor, d_sae: int) -> Tensor:
             "Name it in features= when loading."
         )
     return rows
+
+
+def _unflattened(flat: Tensor, x: Tensor) -> Tensor:
+    return flat.view(*x.shape[:-1], flat.shape[-1])
 
 
 def _tag(f: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:

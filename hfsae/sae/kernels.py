@@ -241,7 +241,7 @@ def _top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if size == 1:
         return tuple(z.topk(k, dim=1))  # type: ignore[return-value]
     groups = z.shape[1] // size
-    maxima = z[:, : groups * size].view(-1, size, groups).amax(1)
+    maxima = z[:, : groups * size].view(len(z), size, groups).amax(1)
     chosen = maxima.topk(k, dim=1, sorted=False).indices
     steps = torch.arange(0, size * groups, groups, device=z.device)
     places = (chosen.unsqueeze(2) + steps).flatten(1)
@@ -272,17 +272,18 @@ def _above_of_tokens(x: Tensor, W_enc: Tensor, bias: Tensor, floor: Tensor) -> t
 
 def _above(z: Tensor, floor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return (token, place, value) of the entries above their floor, by token then place."""
-    groups = z.shape[1] // _MOST_IN_GROUP
-    cut = groups * _MOST_IN_GROUP
-    maxima = z[:, :cut].view(-1, _MOST_IN_GROUP, groups).amax(1)
-    lowest = floor[:cut].view(_MOST_IN_GROUP, groups).amin(0)
+    groups = max(z.shape[1] // _MOST_IN_GROUP, 1)
+    size = min(_MOST_IN_GROUP, z.shape[1])
+    cut = groups * size
+    maxima = z[:, :cut].view(len(z), size, groups).amax(1)
+    lowest = floor[:cut].view(size, groups).amin(0)
     passes = _above_floor(maxima, lowest)
-    if groups == 0 or int(passes.sum()) > _MANY_GROUPS * passes.numel():
+    if int(passes.sum()) > _MANY_GROUPS * passes.numel():
         tokens, places = _above_floor(z, floor).nonzero(as_tuple=True)
         return tokens, places, z[tokens, places]
     tokens, group = passes.nonzero(as_tuple=True)
     steps = torch.arange(0, cut, groups, device=z.device)
-    tokens, places = tokens.repeat_interleave(_MOST_IN_GROUP), (group.unsqueeze(1) + steps).flatten()
+    tokens, places = tokens.repeat_interleave(size), (group.unsqueeze(1) + steps).flatten()
     rest = _above_floor(z[:, cut:], floor[cut:]).nonzero(as_tuple=True)
     tokens, places = torch.cat([tokens, rest[0]]), torch.cat([places, rest[1] + cut])
     values = z[tokens, places]

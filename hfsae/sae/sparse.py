@@ -114,7 +114,7 @@ class SparseFeatures:
         """
         flat = self._flat_token(token)
         if self.offsets is None:
-            values, indices = (t.reshape(self.tokens, -1)[flat] for t in (self.values, self.indices))
+            values, indices = (t.reshape(self.tokens, t.shape[-1])[flat] for t in (self.values, self.indices))
         else:
             mine = slice(int(self.offsets[flat]), int(self.offsets[flat + 1]))
             values, indices = self.values[mine], self.indices[mine]
