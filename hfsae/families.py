@@ -52,7 +52,7 @@ _MLPS = (
 FAMILIES = (
     Family(
         "norms after both",
-        ("gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "exaone4", "afmoe"),
+        ("gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "exaone4", "afmoe", "t5gemma"),
         attn_out=(
             "post_attention_layernorm",
             "post_self_attn_layernorm",
@@ -70,9 +70,16 @@ FAMILIES = (
             "mlp_sconv",
         ),
         mlp_in=_MLPS,
+        cross_out=("post_cross_attn_layernorm",),
     ),
-    Family("layer scale", ("dinov2", "beit"), ("layer_scale1",), ("layer_scale2",), mlp_in=_MLPS),
-    Family("modules added", ("gpt2", "llama", "gpt_neox", "qwen3", "mixtral", "phi", "falcon"), _MIXERS, _MLPS),
+    Family("layer scale", ("dinov2",), ("layer_scale1",), ("layer_scale2",), mlp_in=_MLPS),
+    Family(
+        "modules added",
+        ("gpt2", "llama", "gpt_neox", "qwen3", "mixtral", "phi", "falcon"),
+        attn_out=_MIXERS,
+        mlp_out=_MLPS,
+        cross_out=("encoder_attn", "crossattention", "cross_attention", "cross_attn"),
+    ),
     Family(
         "residual inside the modules",
         ("bloom", "mpt"),
@@ -99,21 +106,6 @@ FAMILIES = (
         ),
         mlp_out=("layer.2.DenseReluDense", "layer.1.DenseReluDense", "layer.2.mlp", "layer.1.mlp"),
         cross_out=("layer.1.EncDecAttention",),
-    ),
-    Family(
-        "cross attention beside the modules",
-        ("pegasus_x", "gpt2", "moonshine"),
-        attn_out=("self_attn", "attn"),
-        mlp_out=("mlp", "ffn", "feed_forward"),
-        cross_out=("encoder_attn", "crossattention", "cross_attention", "cross_attn"),
-    ),
-    Family(
-        "norms after all three",
-        ("t5gemma",),
-        attn_out=("post_self_attn_layernorm",),
-        mlp_out=("post_feedforward_layernorm",),
-        mlp_in=("mlp",),
-        cross_out=("post_cross_attn_layernorm",),
     ),
     Family(
         "output modules, norms before",

@@ -88,19 +88,20 @@ def prove(model_class: type[nn.Module], config: Any) -> Mapping[str, StackProof]
 def prove_stack(model: nn.Module, stack: Stack) -> StackProof:
     """Return what can be proved of one stack of an unwrapped model, from its config alone; the model itself is not run.
 
-    First on a probe of the whole model, fed ids; a tower that this never runs, on a probe of its own, fed pixels.
+    First on a probe of the whole model; a tower that this does not run, on a probe of its own, fed pixels or ids.
     Raises: Unsupported: when the model has no config or no probe could be run.
     """
     whole = host(model)
     if whole is None:
         raise Unsupported(f"{type(model).__name__} is no transformers model.")
-    proof = _proof_under(whole, stack)
-    inner = tower(model, stack)
-    if (
-        inner is not None
-        and inner[1] is not whole[1]
-        and (proof is None or not any(block.places for block in proof.blocks))
-    ):
+    inner = tower(model, stack) or whole
+    try:
+        proof = _proof_under(whole, stack)
+    except Unsupported:  # a model of two towers may need both ids and pixels
+        if inner[1] is whole[1]:
+            raise
+        proof = None
+    if inner[1] is not whole[1] and (proof is None or not any(block.places for block in proof.blocks)):
         proof = _proof_under(inner, stack) or proof
     if proof is None:
         raise Unsupported(f"The probe of {type(model).__name__} has no blocks at {stack.path}.")

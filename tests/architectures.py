@@ -17,6 +17,7 @@ KINDS = {
     "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "seq2seq": modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
 }
+_IMAGE = {"image": modeling_auto.MODEL_FOR_IMAGE_MAPPING_NAMES}
 _DEPTHS = ("n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
 # What the defaults of these configs leave out and their own models then need.
 _COMPLETED: dict[str, dict[str, Any]] = {
@@ -41,8 +42,8 @@ def architectures() -> list[tuple[str, str]]:
 
 
 def tiny(kind: str, name: str) -> nn.Module:
-    """Build the tiny random model of that kind and model type, at most four blocks deep where its config allows."""
-    entry = KINDS[kind][name]
+    """Build the tiny random model of that kind (or ``"image"``) and model type, where possible four blocks deep."""
+    entry = {**KINDS, **_IMAGE}[kind][name]
     model_class = getattr(transformers, entry if isinstance(entry, str) else entry[0])
     config = shrink(_config(name, model_class))
     config._attn_implementation = "eager"
