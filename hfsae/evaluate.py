@@ -9,9 +9,8 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal, TypeVar
 
-from torch import nn
-
 from hfsae.attach import Attachment
+from hfsae.data.limits import longest_row, special_ids, vocabulary_size
 from hfsae.data.tokens import batches
 from hfsae.errors import InvalidValue, did_you_mean
 from hfsae.evaluation import Evaluation
@@ -23,7 +22,6 @@ __all__ = ["Evaluation", "evaluate"]
 
 Metrics = Literal["all", "reconstruction"]
 
-_LONGEST_ROW = 1024  # tokens; models that could read more would need more memory than a default should take
 _Item = TypeVar("_Item")
 
 
@@ -83,12 +81,12 @@ def evaluate(  # noqa: PLR0913
         data,
         tokenizer=tokenizer,
         batch_size=batch_size,
-        context=_longest_row(model) if context is None else context,
+        context=longest_row(model) if context is None else context,
         max_tokens=max_tokens,
         pack=pack,
         prepend_bos=prepend_bos,
-        special_ids=_special_ids(model) if tokenizer is None else None,
-        vocab_size=_vocabulary(model),
+        special_ids=special_ids(model) if tokenizer is None else None,
+        vocab_size=vocabulary_size(model),
     )
     given = list(stream)
     with at_rest(model):
@@ -104,31 +102,6 @@ def evaluate(  # noqa: PLR0913
 
 def _chosen(given: bool | None, default: bool) -> bool:
     return default if given is None else given
-
-
-def _longest_row(model: nn.Module) -> int:
-    for name in ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length"):
-        length = _setting(model, name)
-        if isinstance(length, int) and length > 1:
-            return min(length, _LONGEST_ROW)
-    return _LONGEST_ROW
-
-
-def _vocabulary(model: nn.Module) -> int | None:
-    size = getattr(getattr(model, "get_input_embeddings", lambda: None)(), "num_embeddings", None)
-    return size if isinstance(size, int) else None
-
-
-def _special_ids(model: nn.Module) -> list[int]:
-    """The special tokens that the model's config names, for ids that come without a tokenizer."""
-    found = [_setting(model, f"{name}_token_id") for name in ("bos", "eos", "pad", "sep", "cls")]
-    return [token for value in found for token in (value if isinstance(value, list) else [value]) if token is not None]
-
-
-def _setting(model: nn.Module, name: str) -> Any:
-    config = getattr(model, "config", None)
-    text = getattr(config, "get_text_config", lambda: config)()
-    return getattr(text, name, None)
 
 
 def _with_bar(items: list[_Item], progress: bool, what: str) -> Iterable[_Item]:

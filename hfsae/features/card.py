@@ -1,0 +1,139 @@
+"""`FeatureCard`: what an index knows of one feature, as text and as HTML."""
+
+from dataclasses import dataclass
+from html import escape
+
+from hfsae.features.contexts import LEFT
+
+_STYLE = (
+    ".hfsae-card{font:14px/1.5 system-ui,sans-serif;max-width:60rem}"
+    ".hfsae-card code{white-space:pre-wrap;overflow-wrap:anywhere;display:block;padding:.15rem 0}"
+    ".hfsae-card span[data-f]{background:rgba(230,159,0,var(--a));border-radius:3px}"
+    ".hfsae-card b{text-decoration:underline}"
+    ".hfsae-card ul{padding-left:1.2rem}"
+)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A context in which a feature fires."""
+
+    tokens: tuple[str, ...]
+    """The tokens in reading order."""
+    f: tuple[float, ...]
+    """Activation of the feature on each."""
+    at: int
+    """Which of them the context was chosen for."""
+
+    def __str__(self) -> str:
+        return "".join(f"«{t}»" if i == self.at else t for i, t in enumerate(self.tokens)).replace("\n", "⏎")
+
+    def to_html(self, maximum: float) -> str:
+        """Return it as HTML, tinted by activation."""
+        spans = []
+        for i, (token, f) in enumerate(zip(self.tokens, self.f, strict=True)):
+            text = escape(token.replace("\n", "⏎\n"))
+            text = f"<b>{text}</b>" if i == self.at else text
+            share = f / maximum if maximum else 0.0
+            spans.append(f'<span data-f style="--a:{share:.2f}" title="{f:.3g}">{text}</span>' if f else text)
+        return f"<code>{''.join(spans)}</code>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureCard:
+    """What an index knows of one feature."""
+
+    feature: int
+    """Its id."""
+    label: str
+    """What it is called; automatic labels say what tokens it fires on."""
+    label_source: str
+    """Who says so: "automatic", or the source in the dictionary's labels."""
+    f1: float | None
+    """How well the automatic rule predicts when it fires, on the data of the index."""
+    density: float
+    """Fraction of tokens on which it fires."""
+    max: float
+    """Its largest activation."""
+    mean: float
+    """Its mean activation where it fires."""
+    histogram: tuple[int, ...]
+    """Firings by half-octave of strength, from 2^-10."""
+    by_position: tuple[int, ...]
+    """Firings by position in the row, in doubling bins."""
+    top: tuple[Example, ...]
+    """Where it fires most strongly, at most one context per row."""
+    samples: tuple[Example, ...]
+    """Random firings, a few of each octave of strength, weakest first."""
+    promoted: tuple[tuple[str, float], ...]
+    """Tokens whose logits its direction raises, by direct effect alone."""
+    suppressed: tuple[tuple[str, float], ...]
+    """Tokens whose logits it lowers."""
+    neighbours: tuple[tuple[int, float], ...]
+    """Features with the nearest decoder directions, and the cosine."""
+
+    def __str__(self) -> str:
+        f1 = f", F1 {self.f1:.2f}" if self.f1 is not None and self.label_source == "automatic" else ""
+        lines = [
+            f"feature {self.feature}: {self.label or 'never fires'} ({self.label_source}{f1})",
+            f"  fires on {self.density:.3%} of tokens, maximum {self.max:.3g}, mean {self.mean:.3g} where it fires",
+        ]
+        for name, tokens in (("promotes", self.promoted), ("suppresses", self.suppressed)):
+            if tokens:
+                lines.append(f"  {name}: " + ", ".join(repr(token) for token, _ in tokens))
+        if self.neighbours:
+            lines.append("  nearest: " + ", ".join(f"{i} ({cosine:.2f})" for i, cosine in self.neighbours))
+        return "\n".join(lines + [f"  {example.f[example.at]:8.3g}  {example}" for example in self.top])
+
+    def to_html(self) -> str:
+        """Return the card as HTML that stands alone; all text in it is escaped."""
+        source = self.label_source + (f", F1 {self.f1:.2f}" if self.f1 is not None else "")
+        parts = [
+            f"<h2>Feature {self.feature}</h2>",
+            f"<p>{escape(self.label or 'never fires')} <small>({escape(source)})</small></p>",
+            f"<p>Fires on {self.density:.3%} of tokens; maximum {self.max:.3g}, mean {self.mean:.3g}.</p>",
+            _histogram(self.histogram),
+            _tokens("Promotes", self.promoted),
+            _tokens("Suppresses", self.suppressed),
+        ]
+        if self.neighbours:
+            shown = ", ".join(
+                f'<a href="#{i}" data-feature="{i}">{i}</a> {cosine:.2f}' for i, cosine in self.neighbours
+            )
+            parts.append(f"<p>Nearest: {shown}</p>")
+        for title, examples in (("Strongest contexts", self.top), ("Random contexts, weak to strong", self.samples)):
+            parts.append(f"<h3>{title}</h3>" + "".join(example.to_html(self.max) for example in examples))
+        return f'<style>{_STYLE}</style><div class="hfsae-card">{"".join(part for part in parts if part)}</div>'
+
+    def _repr_html_(self) -> str:
+        return self.to_html()
+
+
+def example_of(ids: list[int], f: list[float], vocabulary: list[str]) -> Example:
+    """Return the example of a stored context; ids of -1 lie beyond its row."""
+    inside = [i for i, token in enumerate(ids) if token >= 0]
+    tokens = tuple(vocabulary[ids[i]] for i in inside)
+    return Example(tokens, tuple(f[i] for i in inside), inside.index(LEFT))
+
+
+def _tokens(title: str, tokens: tuple[tuple[str, float], ...]) -> str:
+    shown = ", ".join(f"<q>{escape(token)}</q> {value:+.2f}" for token, value in tokens)
+    return f"<p>{title}: {shown}</p>" if shown else ""
+
+
+def _histogram(counts: tuple[int, ...]) -> str:
+    """Draw counts as an inline picture that takes the colour of the text."""
+    filled = [i for i, count in enumerate(counts) if count]
+    if not filled:
+        return ""
+    first, last, most = filled[0], filled[-1], max(counts)
+    heights = [40 * counts[i] / most for i in range(first, last + 1)]
+    bars = "".join(
+        f'<rect x="{8 * i}" y="{40 - height:.1f}" width="7" height="{height:.1f}"/>' for i, height in enumerate(heights)
+    )
+    title = f"Firings by strength, {2 ** (first / 2 - 10):.3g} to {2 ** ((last + 1) / 2 - 10):.3g}"
+    width = 8 * (last - first + 1)
+    return (
+        f'<svg viewBox="0 0 {width} 40" width="{width}" height="40" fill="currentColor" role="img">'
+        f"<title>{title}</title>{bars}</svg>"
+    )

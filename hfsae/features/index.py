@@ -1,0 +1,271 @@
+"""`FeatureIndex`: what the features of a dictionary fire on, to look up, search, merge, keep and show."""
+
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfsae.errors import CheckpointError, InvalidValue, Mismatch, OutOfRange
+from hfsae.features.card import Example, FeatureCard, example_of
+from hfsae.features.collecting import SAMPLE_RANGES, SAMPLES_PER_RANGE, Collected
+from hfsae.features.contexts import BestContexts, Contexts, joined
+from hfsae.features.labelling import Rule, best_rules
+from hfsae.features.tallies import PairCounts
+from hfsae.formats.safetensors_io import read_json, read_tensors, write_folder_atomically, write_tensors
+
+FORMAT_VERSION = 1
+_COUNTS = ("count", "total", "max", "histogram", "by_position", "token_count", "previous_count")
+_SHOWN_TOKENS, _SHOWN_SAMPLES = 8, 12
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureIndex:
+    """What the features of one dictionary fire on. Made by `index_features`; ``index[i]`` is the card of a feature."""
+
+    dictionary: str
+    """Id of the dictionary."""
+    collected: Collected
+    """Counts and contexts."""
+    vocabulary: list[str]
+    """The text of each token id."""
+    weights: dict[str, Tensor]
+    """What follows from weights alone: promoted and suppressed tokens, neighbours."""
+    labels: dict[int, tuple[str, str]]
+    """Labels that came with the dictionary, (text, source); they go before automatic ones."""
+
+    def __len__(self) -> int:
+        return self.collected.d_sae
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens were encoded."""
+        return self.collected.tokens
+
+    @property
+    def density(self) -> Tensor:
+        """Fraction of tokens on which each feature fires, ``[d_sae]``."""
+        return (self.collected.count.double() / max(self.tokens, 1)).float()
+
+    @property
+    def max(self) -> Tensor:
+        """Largest activation of each feature, ``[d_sae]``."""
+        return self.collected.max
+
+    @cached_property
+    def rules(self) -> list[Rule | None]:
+        """The automatic label of each feature, as a rule that can be tested on other text."""
+        c = self.collected
+        pairs = {"on": c.on_token.pairs(), "after": c.after_token.pairs()}
+        return best_rules(pairs, {"on": c.token_count, "after": c.previous_count}, c.count)
+
+    @cached_property
+    def _top(self) -> tuple[Contexts, list[int]]:
+        return _by_group(self.collected.top.best(), len(self))
+
+    @cached_property
+    def _samples(self) -> tuple[Contexts, list[int]]:
+        return _by_group(self.collected.samples.best(), len(self), per_feature=SAMPLE_RANGES)
+
+    def __getitem__(self, feature: int) -> FeatureCard:
+        """Return the card of a feature.
+
+        Raises: OutOfRange: when there is no such feature.
+        """
+        if isinstance(feature, bool) or not 0 <= feature < len(self):
+            raise OutOfRange(f"Feature {feature!r} does not exist. This index has features 0 to {len(self) - 1}.")
+        label, source, f1 = self._label(feature)
+        fires = int(self.collected.count[feature])
+        return FeatureCard(
+            feature=feature,
+            label=label,
+            label_source=source,
+            f1=f1,
+            density=float(self.density[feature]),
+            max=float(self.max[feature]),
+            mean=float(self.collected.total[feature]) / fires if fires else 0.0,
+            histogram=tuple(self.collected.histogram[feature].tolist()),
+            by_position=tuple(self.collected.by_position[feature].tolist()),
+            top=self._examples(self._top, feature),
+            samples=self._examples(self._samples, feature)[:_SHOWN_SAMPLES],
+            promoted=self._effect("promoted", feature),
+            suppressed=self._effect("suppressed", feature),
+            neighbours=tuple(self.features_like(feature)),
+        )
+
+    def features_like(self, feature: int) -> list[tuple[int, float]]:
+        """Return the features whose decoder directions are nearest, with the cosine."""
+        if "neighbour_ids" not in self.weights:
+            return []
+        ids, cosines = (self.weights[name][feature].tolist() for name in ("neighbour_ids", "neighbour_cosines"))
+        return list(zip(ids, cosines, strict=True))
+
+    def search(self, words: str, *, regex: bool = False, limit: int = 50) -> list[FeatureCard]:
+        """Return the cards of features whose label, contexts or promoted tokens hold the words, best first.
+
+        Args:
+            words: Looked for as they are, in any case; with ``regex``, a regular expression.
+
+        Raises: InvalidValue: when there are no words, or no such regular expression.
+        """
+        pattern = _pattern(words, regex)
+        scores = []
+        for feature in self.collected.count.nonzero()[:, 0].tolist():
+            found = 4.0 * bool(pattern.search(self._label(feature)[0]))
+            found += sum(bool(pattern.search(token)) for token, _ in self._effect("promoted", feature)) / _SHOWN_TOKENS
+            examples = self._examples(self._top, feature)
+            found += sum(_near(example, pattern) for example in examples) / max(len(examples), 1)
+            if found:
+                scores.append((-found, feature))
+        return [self[feature] for _, feature in sorted(scores)[:limit]]
+
+    def merge(self, other: "FeatureIndex") -> "FeatureIndex":
+        """Return the index of the data of both, as one pass over them would have made it.
+
+        Raises: Mismatch: when they are of different dictionaries.
+        """
+        if (self.dictionary, len(self)) != (other.dictionary, len(other)):
+            raise Mismatch(
+                f"The indexes are of {self.dictionary!r} and {other.dictionary!r}. "
+                "Indexes of one dictionary can be merged."
+            )
+        return replace(self, collected=merged(self.collected, other.collected))
+
+    def save(self, folder: str | Path) -> None:
+        """Write the index into a folder: ``index.json`` and ``index.safetensors``, both or neither."""
+
+        def write(target: Path) -> None:
+            facts = {
+                "format_version": FORMAT_VERSION,
+                "dictionary": self.dictionary,
+                "d_sae": len(self),
+                "contexts": self.collected.contexts,
+                "tokens": self.tokens,
+                "rows": self.collected.rows,
+                "vocabulary": self.vocabulary,
+                "labels": {str(i): list(label) for i, label in self.labels.items()},
+            }
+            (target / "index.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+            weights = {f"weights.{name}": tensor for name, tensor in self.weights.items()}
+            write_tensors(target / "index.safetensors", to_tensors(self.collected) | weights)
+
+        write_folder_atomically(Path(folder), write)
+
+    @staticmethod
+    def load(folder: str | Path) -> "FeatureIndex":
+        """Read an index that `save` wrote.
+
+        Raises: CheckpointError, CheckpointNotFound: when a file is missing or damaged, by name.
+        """
+        path = Path(folder)
+        facts, tensors = read_json(path / "index.json"), read_tensors(path / "index.safetensors")
+        version = facts.get("format_version")
+        if version != FORMAT_VERSION:
+            raise CheckpointError(
+                f"{path / 'index.json'}: format_version is {version!r}. {FORMAT_VERSION} was expected. Make it again."
+            )
+        try:
+            collected = from_tensors(facts, tensors)
+            labels = {int(i): (str(text), str(source)) for i, (text, source) in facts["labels"].items()}
+            weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+            return FeatureIndex(facts["dictionary"], collected, list(facts["vocabulary"]), weights, labels)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{path}: the index is incomplete: {error}. Make it again.") from error
+
+    def to_html(self, folder: str | Path, texts: Sequence[Any] = ()) -> Path:
+        """Write a static dashboard that works from disk and offline, and return its page.
+
+        Args: texts: From `Attachment.top_features`, to be read with their features.
+        """
+        from hfsae.features.dashboard import write_dashboard
+
+        return write_dashboard(self, Path(folder), texts)
+
+    def _label(self, feature: int) -> tuple[str, str, float | None]:
+        rule = self.rules[feature]
+        f1 = None if rule is None else rule.f1
+        if feature in self.labels:
+            return (*self.labels[feature], f1)
+        return ("", "automatic", None) if rule is None else (rule.text(self.vocabulary), "automatic", f1)
+
+    def _examples(self, grouped: tuple[Contexts, list[int]], feature: int) -> tuple[Example, ...]:
+        contexts, bounds = grouped
+        mine = range(bounds[feature], bounds[feature + 1])
+        return tuple(example_of(contexts.ids[i].tolist(), contexts.f[i].tolist(), self.vocabulary) for i in mine)
+
+    def _effect(self, kind: str, feature: int) -> tuple[tuple[str, float], ...]:
+        if f"{kind}_ids" not in self.weights:
+            return ()
+        ids, values = (self.weights[f"{kind}_{name}"][feature, :_SHOWN_TOKENS].tolist() for name in ("ids", "values"))
+        return tuple(
+            (self.vocabulary[i], value) for i, value in zip(ids, values, strict=True) if i < len(self.vocabulary)
+        )
+
+
+def to_tensors(c: Collected) -> dict[str, Tensor]:
+    """Return what was collected as named tensors, all that is needed to go on collecting."""
+    tensors = {name: getattr(c, name) for name in _COUNTS}
+    for name in ("on_token", "after_token"):
+        features, tokens, counts = getattr(c, name).pairs()
+        tensors |= {f"{name}.keys": features * c.vocabulary + tokens, f"{name}.counts": counts}
+    return tensors | c.top.best().to_tensors("top") | c.samples.best().to_tensors("samples")
+
+
+def from_tensors(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Collected:
+    """Build what was collected from its `to_tensors`."""
+    c = Collected(facts["d_sae"], len(tensors["token_count"]), facts["contexts"], facts["tokens"], facts["rows"])
+    for name in _COUNTS:
+        if tensors[name].shape != getattr(c, name).shape:
+            raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(getattr(c, name).shape)}")
+        setattr(c, name, tensors[name])
+    for name in ("on_token", "after_token"):
+        setattr(c, name, PairCounts(c.vocabulary, tensors[f"{name}.keys"], tensors[f"{name}.counts"]))
+    c.top = BestContexts(c.d_sae, c.contexts, Contexts.from_tensors(tensors, "top"))
+    c.samples = BestContexts(c.d_sae * SAMPLE_RANGES, SAMPLES_PER_RANGE, Contexts.from_tensors(tensors, "samples"))
+    return c
+
+
+def merged(one: Collected, other: Collected) -> Collected:
+    """Return what one pass over the data of both would have collected."""
+    facts = {"d_sae": one.d_sae, "contexts": one.contexts, "tokens": one.tokens + other.tokens}
+    first, second = to_tensors(one), to_tensors(other)
+    tensors = {name: first[name] + second[name] for name in _COUNTS}
+    tensors["max"] = torch.maximum(one.max, other.max)
+    for name in ("on_token", "after_token"):
+        keys, where = torch.cat([first[f"{name}.keys"], second[f"{name}.keys"]]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        counts = torch.cat([first[f"{name}.counts"], second[f"{name}.counts"]])
+        tensors[f"{name}.keys"] = keys
+        tensors[f"{name}.counts"] = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, where, counts)
+    for name in ("top", "samples"):
+        both = joined([Contexts.from_tensors(t, name) for t in (first, second)])
+        tensors |= both.to_tensors(name)
+    return from_tensors(facts | {"rows": one.rows + other.rows}, tensors)
+
+
+def _by_group(contexts: Contexts, features: int, per_feature: int = 1) -> tuple[Contexts, list[int]]:
+    """Return contexts with where those of each feature begin."""
+    bounds = torch.searchsorted(contexts.group, torch.arange(features + 1) * per_feature).tolist()
+    return contexts, bounds
+
+
+def _pattern(words: str, regex: bool) -> re.Pattern[str]:
+    if not words.strip():
+        raise InvalidValue("There is nothing to search for. Words were expected.")
+    try:
+        return re.compile(words if regex else re.escape(words), re.IGNORECASE)
+    except re.error as error:
+        raise InvalidValue(
+            f"{words!r} is no regular expression: {error}. Correct it, or search with regex=False."
+        ) from error
+
+
+def _near(example: Example, pattern: re.Pattern[str]) -> float:
+    """1 where the words are at the token that fires, a quarter where they are elsewhere in the context."""
+    if pattern.search("".join(example.tokens[max(0, example.at - 1) : example.at + 1])):
+        return 1.0
+    return 0.25 * bool(pattern.search("".join(example.tokens)))

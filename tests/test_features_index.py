@@ -1,0 +1,252 @@
+"""The index equals a brute-force computation in any batches and shards, and is kept, searched and shown whole."""
+
+import json
+from dataclasses import fields
+
+import pytest
+import torch
+from torch import nn
+
+from hfsae.attach import Attachment, attach
+from hfsae.dictionary import SAE
+from hfsae.errors import CheckpointError, InvalidType, InvalidValue, Mismatch, OutOfRange
+from hfsae.features import FeatureIndex, index_features
+from hfsae.features.collecting import Collected
+from hfsae.features.contexts import LEFT, WIDTH, BestContexts, Contexts
+from hfsae.features.index import to_tensors
+from hfsae.hooks import capture
+from hfsae.sae.config import SAEConfig
+
+BOS = 1
+
+
+def make_dictionary(seed: int = 3) -> SAE:
+    torch.manual_seed(seed)
+    dictionary = SAE(SAEConfig(architecture="topk", d_in=32, d_sae=24, k=4)).requires_grad_(False)
+    for parameter in dictionary.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
+    return dictionary
+
+
+@pytest.fixture
+def rows() -> list[list[int]]:
+    generator = torch.Generator().manual_seed(7)
+    lengths = torch.randint(1, 40, (30,), generator=generator).tolist()
+    return [[BOS, *torch.randint(3, 20, (n,), generator=generator).tolist()] for n in lengths]
+
+
+@pytest.fixture
+def attachment(tiny_gpt2: nn.Module) -> Attachment:
+    # float64, since in float32 the batch shows in the last bits, and two contexts that tie change places.
+    return attach(tiny_gpt2.double(), 1, sae=make_dictionary().double())
+
+
+def features_of(attachment: Attachment, row: list[int]) -> torch.Tensor:
+    """Activations ``[tokens, d_sae]`` of one row, 0 on BOS."""
+    (x,) = capture(attachment.model, [attachment.point], input_ids=torch.tensor([row]))
+    f = attachment.dictionary.encode(x[0])
+    f[torch.tensor(row) == BOS] = 0
+    return f.float()
+
+
+def assert_same(one: Collected, other: Collected) -> None:
+    first, second = to_tensors(one), to_tensors(other)
+    assert first.keys() == second.keys()
+    for name in first:
+        if first[name].is_floating_point():
+            assert torch.allclose(first[name], second[name], rtol=1e-5, atol=1e-6), name
+        else:
+            assert torch.equal(first[name], second[name]), name
+    assert (one.tokens, one.rows) == (other.tokens, other.rows)
+
+
+def test_numbers_and_contexts_equal_brute_force(attachment, rows):
+    index = index_features(attachment, rows, batch_size=4, contexts=3)
+    by_row = [features_of(attachment, row) for row in rows]
+    f = torch.cat(by_row)
+    tokens = sum(len(row) - 1 for row in rows)
+    assert index.tokens == tokens
+    assert torch.equal(index.collected.count, (f > 0).sum(0))
+    assert torch.allclose(index.density, (f > 0).sum(0) / tokens)
+    assert torch.allclose(index.max, f.amax(0), rtol=1e-5)
+    for feature in range(24):
+        card = index[feature]
+        peaks = sorted((float(f[:, feature].max()) for f in by_row if f[:, feature].max() > 0), reverse=True)
+        assert [example.f[example.at] for example in card.top] == pytest.approx(peaks[:3], rel=1e-5)
+        assert card.mean == pytest.approx(float(f[:, feature].sum() / max(1, (f[:, feature] > 0).sum())), rel=1e-5)
+        strengths = f[:, feature][f[:, feature] > 0]
+        bins = ((strengths.log2() + 10) * 2).floor().long().clamp(0, 39)
+        assert list(card.histogram) == torch.bincount(bins, minlength=40).tolist()
+
+
+def test_contexts_hold_the_tokens_and_activations_around(attachment, rows):
+    index = index_features(attachment, rows, batch_size=4)
+    by_row = [features_of(attachment, row) for row in rows]
+    top = index.collected.top.best()
+    for i in range(0, len(top), 7):
+        feature, score = int(top.group[i]), float(top.score[i])
+        found = (top.ids[i].tolist(), top.f[i])
+        windows = [
+            window(row, f[:, feature], at)
+            for row, f in zip(rows, by_row, strict=True)
+            for at in (f[:, feature] == score).nonzero()[:, 0].tolist()
+        ]
+        assert any(ids == found[0] and torch.allclose(f, found[1]) for ids, f in windows)
+
+
+def window(row: list[int], f: torch.Tensor, at: int) -> tuple[list[int], torch.Tensor]:
+    positions = [at + offset - LEFT for offset in range(WIDTH)]
+    inside = [0 <= position < len(row) for position in positions]
+    ids = [row[position] if there else -1 for position, there in zip(positions, inside, strict=True)]
+    return ids, torch.tensor([f[p] if there else 0.0 for p, there in zip(positions, inside, strict=True)])
+
+
+def test_batches_do_not_show(attachment, rows):
+    one, other = (index_features(attachment, rows, batch_size=size).collected for size in (1, 30))
+    assert_same(one, other)
+
+
+def test_two_shards_merge_to_one_pass(attachment, rows):
+    whole = index_features(attachment, rows, batch_size=5)
+    first, second = (index_features(attachment, part, batch_size=5) for part in (rows[:11], rows[11:]))
+    assert_same(first.merge(second).collected, whole.collected)
+    assert_same(second.merge(first).collected, whole.collected)
+
+
+def test_a_pass_that_was_killed_goes_on_without_loss(attachment, rows, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def dying():
+        yield from rows[:17]
+        raise Killed
+
+    whole = index_features(attachment, rows, batch_size=4)
+    with pytest.raises(Killed):
+        index_features(attachment, dying(), batch_size=4, folder=tmp_path / "index", save_every=50)
+    assert 0 < FeatureIndex.load(tmp_path / "index").tokens < whole.tokens
+    resumed = index_features(attachment, rows, batch_size=4, folder=tmp_path / "index")
+    assert_same(resumed.collected, whole.collected)
+
+
+def test_saving_and_loading_keeps_everything(attachment, rows, tmp_path):
+    index = index_features(attachment, rows)
+    index.save(tmp_path / "index")
+    loaded = FeatureIndex.load(tmp_path / "index")
+    assert_same(loaded.collected, index.collected)
+    assert [str(loaded[i]) for i in range(24)] == [str(index[i]) for i in range(24)]
+
+
+def test_the_rule_of_a_feature_that_follows_a_token_is_that_token(tiny_gpt2, rows):
+    dictionary = make_dictionary()
+    attachment = attach(tiny_gpt2, 0, "resid_pre", sae=dictionary)
+    (x,) = capture(tiny_gpt2, [attachment.point], input_ids=torch.arange(3, 20)[:, None])
+    direction = x[5, 0] - x[:, 0].mean(0)
+    dictionary.W_enc.zero_()
+    dictionary.W_enc[0] = direction / direction.norm()
+    dictionary.b_dec.zero_()
+    dictionary.b_enc.fill_(-1e3)
+    dictionary.b_enc[0] = -0.9 * float(x[5, 0] @ dictionary.W_enc[0])
+    rule = index_features(attachment, rows).rules[0]
+    assert rule is not None
+    assert (rule.kind, rule.tokens[0]) == ("on", 8)
+    assert index_features(attachment, rows).rules[1] is None
+    assert "never fires" in str(index_features(attachment, rows)[1])
+
+
+def test_promoted_tokens_are_those_of_the_unembedded_direction(attachment, rows):
+    index = index_features(attachment, rows)
+    model, d = attachment.model, attachment.dictionary.W_dec[5]
+    logits = (d - d.mean()) * model.transformer.ln_f.weight @ model.lm_head.weight.T
+    logits = logits.detach()
+    assert index[5].promoted[0] == (
+        f"⟨{int(logits.argmax())}⟩",
+        pytest.approx(float(logits.max() - logits.mean()), rel=1e-4),
+    )
+    assert index[5].suppressed[0][0] == f"⟨{int(logits.argmin())}⟩"
+
+
+def test_neighbours_have_the_highest_cosine(attachment, rows):
+    index = index_features(attachment, rows)
+    unit = nn.functional.normalize(attachment.dictionary.W_dec, dim=1)
+    cosines = (unit @ unit[3]).detach()
+    cosines[3] = -2
+    found, cosine = index.features_like(3)[0]
+    assert (found, cosine) == (int(cosines.argmax()), pytest.approx(float(cosines.max()), rel=1e-5))
+
+
+def test_search_finds_words_in_contexts_labels_and_promoted_tokens(attachment, rows):
+    attachment.dictionary.labels = {}
+    index = index_features(attachment, rows)
+    best = index.search("⟨8⟩")
+    assert best
+    assert "⟨8⟩" in str(best[0])
+    assert [card.feature for card in index.search(r"⟨[8]⟩", regex=True)] == [card.feature for card in best]
+    assert index.search("no such words") == []
+    with pytest.raises(InvalidValue, match="no regular expression"):
+        index.search("(", regex=True)
+    with pytest.raises(InvalidValue, match="nothing to search for"):
+        index.search("  ")
+
+
+def test_html_escapes_every_text(attachment, rows, tmp_path):
+    index = index_features(attachment, rows)
+    hostile = "</script><script>alert(1)</script><b>&"
+    index.vocabulary[:] = [hostile] * len(index.vocabulary)
+    assert "<script>" not in index[0].to_html()
+    page = index.to_html(tmp_path / "dashboard").read_text()
+    assert page.count("<script>") == 1
+    assert "alert(1)" not in page.replace("\\u003c/script>\\u003cscript>alert(1)", "")
+    cards = (tmp_path / "dashboard" / "cards" / "0.js").read_text()
+    assert "<" not in cards
+    assert "http" not in page + cards
+    assert len(json.loads(cards.removeprefix("Object.assign(hfsaeCards,").removesuffix(");\n"))) == 24
+
+
+def test_texts_are_shown_with_their_features(attachment, rows, tmp_path):
+    index = index_features(attachment, rows)
+    text = attachment.top_features({"input_ids": torch.tensor([rows[0]])}, k=2)
+    page = index.to_html(tmp_path / "dashboard", [text]).read_text()
+    assert page.count("<a data-feature=") == len(rows[0])
+
+
+def test_bad_input_is_one_clear_error(attachment, rows, tmp_path):
+    index = index_features(attachment, rows)
+    with pytest.raises(InvalidValue, match="hold no tokens"):
+        index_features(attachment, [])
+    with pytest.raises(InvalidType, match="there is no tokenizer"):
+        index_features(attachment, ["text"])
+    with pytest.raises(OutOfRange, match="Feature 24 does not exist"):
+        index[24]
+    other = attach(attachment.model, 2, sae=make_dictionary(seed=4))
+    with pytest.raises(Mismatch, match="Indexes of one dictionary"):
+        index.merge(index_features(other, rows))
+    index.save(tmp_path / "index")
+    with pytest.raises(Mismatch, match="Choose another folder"):
+        index_features(other, rows, folder=tmp_path / "index")
+    with pytest.raises(InvalidValue, match="holds no dashboard"):
+        index.to_html(tmp_path / "index")
+    weights = tmp_path / "index" / "index.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match=r"index\.safetensors"):
+        FeatureIndex.load(tmp_path / "index")
+
+
+def test_one_token_texts_are_indexed(attachment):
+    assert index_features(attachment, [[5], [6], [7]]).tokens == 3
+
+
+def test_best_contexts_keep_the_highest_of_each_group_whatever_the_order():
+    generator = torch.Generator().manual_seed(0)
+    n = 500
+    group, score = torch.randint(5, (n,), generator=generator), torch.rand(n, generator=generator)
+    contexts = Contexts(group, score, torch.arange(n), torch.zeros(n, WIDTH, dtype=torch.int32), torch.zeros(n, WIDTH))
+    best = BestContexts(5, 7)
+    for part in torch.randperm(n, generator=generator).split(60):
+        part = part[best.admits(group[part], score[part])]
+        best.add(contexts.pick(part))
+        best._cut()
+    kept = best.best()
+    for g in range(5):
+        assert torch.equal(kept.score[kept.group == g], score[group == g].sort(descending=True).values[:7])
+    assert {field.name for field in fields(kept)} == {"group", "score", "tie", "ids", "f"}
