@@ -130,6 +130,7 @@ def write_file_atomically(path: Path, writer: Callable[[Path], None]) -> None:
     """
     aside = _beside(path)
     try:
+        _sweep(path)
         writer(aside)
         aside.chmod(0o644)
         _sync(aside)
@@ -176,12 +177,15 @@ def _beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.tmp-{os.getpid()}-{uuid4().hex[:8]}")
 
 
-def _sweep(folder: Path) -> None:
-    """Remove what writers of this folder left behind that were killed."""
-    for stale in folder.parent.glob(f".{folder.name}.tmp-*-*"):
+def _sweep(path: Path) -> None:
+    """Remove what writers of this folder or file left behind that were killed."""
+    for stale in path.parent.glob(f".{path.name}.tmp-*-*"):
         pid = stale.name.split("-")[-2]
         if pid.isdecimal() and not _is_alive(int(pid)):
-            shutil.rmtree(stale, ignore_errors=True)
+            if stale.is_dir():
+                shutil.rmtree(stale, ignore_errors=True)
+            else:
+                stale.unlink(missing_ok=True)
 
 
 def _is_alive(pid: int) -> bool:
