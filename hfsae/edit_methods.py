@@ -8,7 +8,7 @@ Values are a number, a list with one per feature, or a tensor ``[rows]`` or ``[r
 
 import math
 from collections.abc import Callable
-from typing import Any, Literal, Protocol, TypedDict, Unpack
+from typing import Any, Literal, Protocol, TypedDict, Unpack, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -53,6 +53,7 @@ class WhereAndWhen(Where, total=False):
     when: FeatureList | None
 
 
+@runtime_checkable
 class Attached(Protocol):
     """What edits need of an attachment."""
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hfsae.errors import Unsupported
 from hfsae.interventions import Push, Record, Replace
 from hfsae.plan import Counter, Entry, Plan, Step
 from hfsae.sae import coding
@@ -87,6 +88,8 @@ def read(sae: SparseCoder, plan: Plan, x: Tensor) -> Read:
 
 
 def _read_all(sae: SparseCoder, plan: Plan, x: Tensor) -> Read:
+    if torch.compiler.is_compiling():
+        return _read_all_densely(sae, plan, x)
     codes = sae.encode_sparse(x)
     for entry in plan.records:
         assert isinstance(entry.intervention, Record)
@@ -94,6 +97,16 @@ def _read_all(sae: SparseCoder, plan: Plan, x: Tensor) -> Read:
     f = x.new_zeros(0) if plan.features is None else codes.at(plan.features)
     x_hat = sae.decode(codes, x=x) if plan.splices else None
     return Read(f, output_scale(sae, codes.std), x_hat)
+
+
+def _read_all_densely(sae: SparseCoder, plan: Plan, x: Tensor) -> Read:
+    # The size of a sparse code depends on the data, which no graph can hold.
+    if plan.records:
+        raise Unsupported("A compiled forward cannot be recorded. Record the model itself, not its compiled form.")
+    f = sae.encode(x)
+    std = coding.token_norm(x)[1] if sae.config.normalize == "layer_norm" else None
+    columns = x.new_zeros(0) if plan.rows is None else f[..., plan.rows.to(f.device)]
+    return Read(columns, output_scale(sae, std), sae.decode(f, x=x) if plan.splices else None)
 
 
 def output_scale(sae: SparseCoder, std: Tensor | None) -> Tensor | float:

@@ -9,7 +9,7 @@ the last.
 import copy
 import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from hfsae.errors import InvalidValue, SiteNotFound
 from hfsae.sites import Point, unwrap
 
 
+@runtime_checkable
 class Stage(Protocol):
     """What a `Dispatcher` runs: maps an activation to the one that takes its place."""
 
@@ -137,6 +138,7 @@ def input_key(args: tuple[Any, ...], kwargs: dict[str, Any], module: nn.Module) 
     return found
 
 
+@runtime_checkable
 class CallWatcher(Protocol):
     """What `watch_calls` tells of each forward of a module."""
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,7 @@ from hfsae.plan import Counter, Entry, Plan, make_plan
 from hfsae.sae.base import SparseCoder
 
 
+@runtime_checkable
 class Editable(Protocol):
     """What edits act on: a mounted dictionary, with the edits that always apply there."""
 

@@ -1,0 +1,53 @@
+"""Compiled and exported models."""
+
+import pytest
+import torch
+from attach_cases import dictionary, inputs_for, logits, tiny
+
+from hfsae.attach import attach
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
+
+
+def test_a_model_compiled_before_attaching_follows_every_step():
+    model, inputs = tiny("gpt2"), inputs_for("gpt2")
+    torch.compiler.reset()
+    compiled = torch.compile(model, fullgraph=True, backend="eager")
+    bare = logits(compiled, inputs)
+    att = attach(compiled, 1, sae=dictionary())
+    assert torch.equal(logits(compiled, inputs), bare)
+    for edit in (att.splice(), att.ablate(3), att.steer(3, 5.0) | att.scale(5, 2.0)):
+        with edit:
+            expected = logits(model, inputs)
+            torch.testing.assert_close(logits(compiled, inputs), expected, atol=1e-5, rtol=1e-5)
+        assert torch.equal(logits(compiled, inputs), bare)
+    att.detach()
+    assert torch.equal(logits(compiled, inputs), bare)
+
+
+def test_edits_of_one_structure_share_one_graph():
+    model, inputs = tiny("gpt2"), inputs_for("gpt2")
+    torch.compiler.reset()
+    graphs = []
+
+    def backend(graph, _examples):
+        graphs.append(graph)
+        return graph.forward
+
+    with attach(model, 1, sae=dictionary()) as att:
+        compiled = torch.compile(model, fullgraph=True, backend=backend)
+        for feature in range(12):
+            with att.set(feature, 0.5 * feature) as edit:
+                expected = logits(model, inputs)
+                torch.testing.assert_close(logits(compiled, inputs), expected, atol=1e-5, rtol=1e-5)
+            assert edit.tokens_met == 20
+    assert len(graphs) <= 2
+
+
+def test_an_exported_model_keeps_its_splice():
+    model, inputs = tiny("gpt2"), inputs_for("gpt2")
+    with attach(model, 1, sae=dictionary()) as att:
+        att.splice().apply()
+        expected = logits(model, inputs)
+        exported = torch.export.export(model, (), {**inputs, "use_cache": False}, strict=False)
+        torch.testing.assert_close(exported.module()(**inputs, use_cache=False).logits, expected)
