@@ -47,6 +47,7 @@ def load_model(folder: Path) -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]
 
     model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     model.name_or_path = model.config._name_or_path = MODEL_NAME
+    model.loss_type = "ForCausalLM"  # what transformers 5 falls back to for GPT-2, with a warning
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
 
 

@@ -34,14 +34,22 @@ from hfsae.default.language_model import (
 from hfsae.dictionary import SAE
 from hfsae.evaluate import evaluate
 from hfsae.formats import write_checkpoint
-from hfsae.train import DataConfig, TrainConfig, train
+from hfsae.train import DataConfig, DeadConfig, TrainConfig, train
 
 if TYPE_CHECKING:
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
 
 DICTIONARIES = {
-    1: TrainConfig(d_sae=2048, k=16, tokens=4_000_000, data=DataConfig(context=256)),
+    1: TrainConfig(
+        d_sae=2048,
+        k=16,
+        tokens=2_500_000,
+        # At the default rate, twice as high, a tenth of so few features ended up dead.
+        learning_rate=8e-4,
+        dead=DeadConfig(reseed_until=0.6),
+        data=DataConfig(context=256),
+    ),
     2: TrainConfig(d_sae=4096, k=16, tokens=6_000_000, data=DataConfig(context=256)),
 }
 """How the dictionary after each block is trained; later blocks hold more than a small dictionary can say."""
