@@ -6,14 +6,18 @@ python demos/quickstart.py --model openai-community/gpt2 --sae owner/repo --laye
 
 import argparse
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
 import hfsae
 from hfsae import plots
+from hfsae.reading import TokenFeatures
 
-TEXT = 'def read(path):\n    """Return the text of a file."""\n    if not path:\n        raise ValueError("empty path")\n'
+TEXT = (
+    'def read(path):\n    """Return the text of a file."""\n    if not path:\n        raise ValueError("empty path")\n'
+)
 PROMPT = "    def close(self):\n        "
 
 
@@ -49,6 +53,16 @@ def load(args: argparse.Namespace) -> tuple[hfsae.Attachment, object, list[str]]
     return hfsae.attach(model, layer=layer, sae=args.sae), tokenizer, texts
 
 
+def strongest(top: Sequence[TokenFeatures]) -> int:
+    """Return the feature with the largest activation on any token."""
+    return max((value, feature) for entry in top for feature, value, _ in entry.features)[1]
+
+
+def label(dictionary: hfsae.SAE, feature: int) -> str:
+    """Return the words for a feature."""
+    return dictionary.labels[feature].text if feature in dictionary.labels else "no label"
+
+
 def main() -> None:
     """Print the four parts and save the picture."""
     args = parse()
@@ -61,7 +75,7 @@ def main() -> None:
     print(top)
 
     steered = next(iter(dictionary.labels), 0) if args.steer is None else args.steer
-    ablated = top.strongest() if args.ablate is None else args.ablate
+    ablated = strongest(top) if args.ablate is None else args.ablate
     ids = tokenizer(args.prompt, return_tensors="pt")
 
     def continued() -> str:
@@ -74,11 +88,10 @@ def main() -> None:
     print("\n2. The same prompt, three ways")
     print(f"--- as the model is\n{continued()}")
     with attachment.steer(steered, args.strength, unit="max"):
-        print(
-            f"--- feature {steered} steered by {args.strength:g} x its maximum: {dictionary.labels.get(steered, 'no label')}\n{continued()}"
-        )
+        print(f"--- feature {steered} ({label(dictionary, steered)}) steered by {args.strength:g} x its maximum")
+        print(continued())
     with attachment.ablate(ablated):
-        print(f"--- feature {ablated} ablated: {dictionary.labels.get(ablated, 'no label')}\n{continued()}")
+        print(f"--- feature {ablated} ({label(dictionary, ablated)}) ablated\n{continued()}")
 
     print("\n3. What splicing the reconstruction costs")
     evaluation = hfsae.evaluate(attachment, texts, tokenizer=tokenizer, max_tokens=args.max_tokens)

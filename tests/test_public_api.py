@@ -8,12 +8,22 @@ import pytest
 
 import hfsae
 
-HEAVY = ("transformers", "nnsight", "gradio", "datasets", "matplotlib", "scipy", "huggingface_hub", "pandas", "accelerate")
+HEAVY = (
+    "transformers",
+    "nnsight",
+    "gradio",
+    "datasets",
+    "matplotlib",
+    "scipy",
+    "huggingface_hub",
+    "pandas",
+    "accelerate",
+)
 
 
 def test_all_is_exactly_the_public_names():
-    public = {name for name, value in vars(hfsae).items() if not name.startswith("_") and not inspect.ismodule(value)}
-    assert public | {"toy"} == set(hfsae.__all__)
+    assert set(hfsae.__all__) == {*hfsae._HOME, "toy"}
+    assert set(hfsae.__all__) <= set(dir(hfsae))
 
 
 @pytest.mark.parametrize("name", hfsae.__all__)
@@ -24,7 +34,9 @@ def test_every_public_name_has_a_docstring(name):
 @pytest.mark.parametrize("name", [n for n in hfsae.__all__ if inspect.isclass(getattr(hfsae, n))])
 def test_every_public_method_has_a_docstring(name):
     cls = getattr(hfsae, name)
-    bare = [n for n, m in vars(cls).items() if not n.startswith("_") and inspect.isfunction(m) and not inspect.getdoc(m)]
+    bare = [
+        n for n, m in vars(cls).items() if not n.startswith("_") and inspect.isfunction(m) and not inspect.getdoc(m)
+    ]
     assert not bare
 
 

@@ -2,11 +2,11 @@
 
 import os
 import sys
+from importlib import metadata
 from typing import Annotated
 
 import typer
 
-from hfsae import __version__
 from hfsae.cli import convert, demo, evaluate, features, info, push, steer, train
 from hfsae.errors import HfsaeError
 
@@ -33,7 +33,7 @@ for _name, _command in {
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"hfsae {__version__}")
+        typer.echo(f"hfsae {metadata.version('hfsae')}")
         raise typer.Exit
 
 

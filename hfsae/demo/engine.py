@@ -14,16 +14,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hfsae.attach import Attachment, Edit
+from hfsae.attach import Attachment
 from hfsae.demo.render import Token
-from hfsae.demo.state import EditChoice, Request
+from hfsae.demo.state import REPETITION_PENALTY, EditChoice, Request
+from hfsae.edits import Edit
 from hfsae.errors import InvalidValue, OutOfRange
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-REPETITION_PENALTY = 1.1
-"""Greedy text of small models loops without one."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +105,7 @@ class Engine:
                     output = model(**arguments)
         fired = [[0.0] * ids.shape[1]] * 2
         if watch is not None:
-            fired = record.features[0].at([watch])[..., 0].float().tolist()
+            fired = record[0].at([watch])[..., 0].float().tolist()
         return output.logits[:, -1].float().cpu(), output.past_key_values, fired
 
     def _next(self, row: _Row, logits: Tensor, temperature: float) -> Tensor:
@@ -148,7 +146,7 @@ class Engine:
         ids = self.encode(text)
         with torch.inference_mode(), self.attachment.record() as record:
             self.attachment.model(input_ids=torch.tensor([ids], device=self.attachment.model.device))
-        features = record.features[0]
+        features = record[0]
         found = []
         for position, piece in enumerate(self.pieces(ids)):
             indices, values = features[0, position]
@@ -161,7 +159,7 @@ class Engine:
         for one in (text, other):
             with torch.inference_mode(), self.attachment.record() as record:
                 self.attachment.model(input_ids=torch.tensor([self.encode(one)], device=self.attachment.model.device))
-            means.append(record.features[0].to_dense()[0].float().mean(0))
+            means.append(record[0].to_dense()[0].float().mean(0))
         difference = means[0] - means[1]
         chosen = difference.abs().topk(k).indices
         return [(int(i), float(difference[i])) for i in chosen if difference[i] != 0]

@@ -1,6 +1,6 @@
 """What a user of the demo has chosen, checked, and its three other forms: a URL, JSON and Python.
 
-Everything comes from outside, through the page or the API, so everything is checked for type, finiteness, range and length.
+Everything comes from outside, through the page or the API, so all is checked for type, finiteness, range and length.
 """
 
 import json
@@ -16,6 +16,8 @@ MAX_PROMPT = 4_000
 MAX_TOKENS = 200
 MAX_EDITS = 12
 MAX_STRENGTH = 1_000.0
+REPETITION_PENALTY = 1.1
+"""Greedy text of small models loops without one."""
 
 KINDS: dict[str, tuple[str, ...]] = {
     "steer": ("max", "norm", "activation"),
@@ -123,11 +125,15 @@ class Request:
 
     def to_python(self, opening: str) -> str:
         """A script that does what the page does; ``opening`` loads ``model``, ``tok`` and attaches ``att``."""
-        sampling = f"do_sample=True, temperature={self.temperature:g}" if self.temperature else "do_sample=False"
+        sampling = (
+            f"do_sample=True, top_k=0, temperature={self.temperature:g}" if self.temperature else "do_sample=False"
+        )
         joined = " | ".join(edit.python for edit in self.active)
-        call = f"ids = model.generate(**tok({self.prompt!r}, return_tensors='pt'), max_new_tokens={self.tokens}, {sampling})"
+        options = f"max_new_tokens={self.tokens}, repetition_penalty={REPETITION_PENALTY}, {sampling}"
+        call = f"ids = model.generate(**tok({self.prompt!r}, return_tensors='pt'), {options})"
         body = f"with {joined}:\n    {call}" if joined else call
-        return f"import torch\nimport hfsae\n{opening}\n\ntorch.manual_seed({self.seed})\n{body}\nprint(tok.decode(ids[0]))"
+        seed = f"torch.manual_seed({self.seed})"
+        return f"import torch\nimport hfsae\n{opening}\n\n{seed}\n{body}\nprint(tok.decode(ids[0]))"
 
 
 def edits_to_json(edits: Sequence[EditChoice]) -> str:
