@@ -610,6 +610,25 @@ class TestMatchingTrouble:
         with pytest.raises(CheckpointError, match=r"is of no known format. Known: hfsae, saelens"):
             SAE.from_pretrained(tmp_path / "weights.bin")
 
+    @pytest.mark.parametrize("name", ["hook_name", "model_name", "dataset_path", "exclude_special_tokens", "hfsae"])
+    @pytest.mark.parametrize("value", [5, [1], {"a": 1}, None, "x" * 10_000, True])
+    def test_saelens_metadata_of_any_type_loads_or_is_one_clear_error(self, tmp_path, name, value):
+        path = saelens(tmp_path / "a", "standard", saelens_plain(weights()), metadata={name: value})
+        message = ""
+        try:
+            SAE.from_pretrained(path)
+        except CheckpointError as error:
+            message = str(error)
+        assert not message or "cfg.json" in message
+
+    def test_yaml_of_references_is_cut_short(self, tmp_path):
+        path = circuit_tracer(tmp_path).path
+        lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x]"]
+        lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]" for i in range(1, 12)]
+        (tmp_path / "config.yaml").write_text("\n".join(lines))
+        with pytest.raises(CheckpointError, match="'feature_input_hook' is missing"):
+            SAE.from_pretrained(path)
+
 
 class Bomb:
     """Unpickling it creates a file."""

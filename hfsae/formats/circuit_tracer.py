@@ -71,4 +71,5 @@ def _config(path: Path) -> RawConfig:
         raise RawConfig(path).error("it is no valid YAML. It may be cut off. Fetch it again.") from error
     if not isinstance(values, dict):
         raise RawConfig(path).error(f"it holds a {type(values).__name__}. It must hold settings by name.")
-    return RawConfig(path, values)
+    # Settings are plain values; what is nested could, by YAML's references, be endless when it is shown.
+    return RawConfig(path, {str(key): value for key, value in values.items() if isinstance(value, (str, int, float))})

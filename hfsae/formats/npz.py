@@ -42,6 +42,8 @@ def read_npz(path: Path) -> dict[str, Tensor]:
 
 def names_in(path: Path) -> set[str]:
     """Return the names of the arrays in a `.npz` file; none when it is no such file."""
+    if not path.is_file():  # a FIFO would hang
+        return set()
     try:
         with zipfile.ZipFile(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}

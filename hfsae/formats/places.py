@@ -53,14 +53,14 @@ class Place(NamedTuple):
     layer: int | None
 
 
-def from_hook(hook: str | None) -> Place:
+def from_hook(hook: object) -> Place:
     """Return the place that TransformerLens calls by that name.
 
     Example:
         >>> from_hook("blocks.8.hook_resid_pre")
         Place(site='resid_pre', layer=8)
     """
-    match = re.fullmatch(r"blocks\.(\d{1,5})\.(.+)", hook or "")
+    match = re.fullmatch(r"blocks\.(\d{1,5})\.(.+)", hook) if isinstance(hook, str) else None
     site = _HOOKS.get(match.group(2)) if match else None
     return Place(site, int(match.group(1))) if match and site else Place(None, None)
 
@@ -76,19 +76,20 @@ def to_hook(site: str | None, layer: int | None) -> str | None:
     return f"blocks.{layer}.{names[site]}" if site in names and layer is not None else None
 
 
-def from_module(path: str | None) -> Place:
+def from_module(path: object) -> Place:
     """Return the place that is that side of that module, wherever the stack of blocks hangs in the model.
 
     Example:
         >>> from_module("model.layers.5.self_attn.o_proj.input")
         Place(site='attn_z', layer=5)
     """
-    match = re.fullmatch(r"(?:[\w.]+\.)?(?:layers|h|blocks)\.(\d{1,5})\.(.+)", path or "")
+    pattern = r"(?:[\w.]{1,100}\.)?(?:layers|h|blocks)\.(\d{1,5})\.(.+)"
+    match = re.fullmatch(pattern, path) if isinstance(path, str) else None
     site = _MODULES.get(match.group(2)) if match else None
     return Place(site, int(match.group(1))) if match and site else Place(None, None)
 
 
-def model_id(name: str | None) -> str | None:
+def model_id(name: object) -> str | None:
     """Return the Hub id of a model that a config calls by that name.
 
     Example:

@@ -223,9 +223,7 @@ def _present(target: Target, *, dry_run: bool) -> publishing.Present:
 def _entry(place: str, index: Mapping[str, Any], content: Callable[[str], bytes | None]) -> CardEntry:
     names = [f"{place}/{name}" for name in (native.CONFIG, native.EVALUATION)]
     config, measured = (parse_json_object(content(name) or b"{}", name) for name in names)
-    listed = index["dictionaries"][place].get("files", {})
-    facts = [(name, known["size"], known["sha256"]) for name, known in listed.items()]
-    return CardEntry(place=place, config=config, measured=measured, files=facts)
+    return CardEntry(place=place, config=config, measured=measured, files=publishing.files_in(index, place))
 
 
 def _base_licenses(dictionaries: Sequence[publishing.Dictionary], token: str | None) -> dict[str, str]:

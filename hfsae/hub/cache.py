@@ -78,9 +78,9 @@ def cached_listing(store: Path, revision: str) -> Listing | None:
     commit = reference.read_text(encoding="utf-8").strip() if reference.is_file() else revision
     if not re.fullmatch(r"[0-9a-f]{40}", commit) or not snapshot(store, commit).is_dir():
         return None
-    kept = _listing_file(store, commit)
-    if kept.is_file():
-        return Listing(commit, {n: FileFacts(**f) for n, f in json.loads(kept.read_text(encoding="utf-8")).items()})
+    kept = _kept_listing(_listing_file(store, commit))
+    if kept is not None:
+        return Listing(commit, kept)
     folder = snapshot(store, commit)
     names = [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
     return Listing(commit, {name: FileFacts(None, None, None) for name in names})
@@ -100,6 +100,14 @@ def check(path: Path, facts: FileFacts, *, fresh: bool) -> None:
     found, listed = _hashes(path, size, facts)
     if listed is not None and found != listed:
         raise CheckpointError(f"{path.name!r} has the hash {found[:12]}.... The Hub lists {listed[:12]}.... {advice}")
+
+
+def _kept_listing(path: Path) -> dict[str, FileFacts] | None:
+    """The list that `remember` kept; None where it is not there or was damaged."""
+    try:
+        return {name: FileFacts(**facts) for name, facts in json.loads(path.read_text(encoding="utf-8")).items()}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
 
 
 def _hashes(path: Path, size: int, facts: FileFacts) -> tuple[str, str | None]:

@@ -157,6 +157,18 @@ def places(index: Mapping[str, Any]) -> list[str]:
     return [place for place in found if place and not place.startswith(("/", ".")) and ".." not in place.split("/")]
 
 
+def files_in(index: Mapping[str, Any], place: str) -> list[tuple[str, int, str]]:
+    """Return name, size and sha256 of the files that an index lists for a dictionary; what is malformed is left out."""
+    entry = index["dictionaries"][place]
+    listed = entry.get("files") if isinstance(entry, dict) else None
+    facts = listed.items() if isinstance(listed, dict) else ()
+    return [
+        (name, known["size"], known["sha256"])
+        for name, known in facts
+        if isinstance(known, dict) and isinstance(known.get("size"), int) and isinstance(known.get("sha256"), str)
+    ]
+
+
 def _index(entries: Sequence[CardEntry]) -> dict[str, Any]:
     named = ("base_model", "base_revision", "site", "layer", "module", "architecture", "d_in", "d_sae")
     return {
