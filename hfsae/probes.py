@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hfsae.errors import Unsupported
-from hfsae.shrinking import shrink
+from hfsae.shrinking import config_parts, shrink
 
 LARGEST_PROBE = 25_000_000
 """Most numbers a probe may hold; a model that stays larger when shrunk is not run."""
@@ -85,6 +85,9 @@ def _build(model_class: type[nn.Module], config: Any) -> nn.Module:
         if getattr(small, name, None) is not None:
             setattr(small, name, None)
     small._attn_implementation = "eager"
+    for part in config_parts(small):
+        if hasattr(part, "use_cache"):
+            part.use_cache = False  # some hybrid models cannot make a cache where none of their few layers attends
     size = _size(model_class, small)
     if size > LARGEST_PROBE:
         raise MemoryError(f"{size:,} numbers are left after shrinking")

@@ -64,7 +64,7 @@ def shrink(config: Any) -> Any:
     """Return a tiny copy of a transformers config, its sub-configs included."""
     small = copy.deepcopy(config)
     moved: dict[int, int] = {}
-    for part in _parts(small):
+    for part in config_parts(small):
         before = {name: value for name, value in vars(part).items() if not name.startswith("_")}
         scale = _scale(before)
         for name, value in before.items():
@@ -76,12 +76,12 @@ def shrink(config: Any) -> Any:
     return small
 
 
-def _parts(config: Any) -> Iterator[Any]:
+def config_parts(config: Any) -> Iterator[Any]:
     """Yield a config and the configs inside it."""
     yield config
     for value in vars(config).values():
         if hasattr(value, "to_dict"):
-            yield from _parts(value)
+            yield from config_parts(value)
 
 
 def _scale(values: MutableMapping[str, Any]) -> _Scale:
@@ -132,7 +132,7 @@ def _fit_head_dims(part: Any, before: MutableMapping[str, Any]) -> None:
         if not (_is_count(heads) and _is_count(dim) and width):
             continue
         ratio = heads * dim / before[width]
-        fitted = ratio * getattr(part, width) / getattr(part, heads_name)
+        fitted = ratio * vars(part)[width] / vars(part)[heads_name]
         if ratio * 4 == int(ratio * 4) and fitted == int(fitted):
             setattr(part, dim_name, int(fitted))
 
@@ -142,12 +142,15 @@ def _fit_rope(part: Any) -> None:
     ropes = [value for value in (getattr(part, "rope_parameters", None), getattr(part, "rope_scaling", None)) if value]
     for rope in ropes:
         for table in [rope, *(value for value in rope.values() if isinstance(value, dict))]:
-            _fit_rope_table(table, getattr(part, "head_dim", None) or _derived_head_dim(part))
+            _fit_rope_table(table, _head_dim(part))
 
 
-def _derived_head_dim(part: Any) -> int:
-    heads, width = getattr(part, "num_attention_heads", None), getattr(part, "hidden_size", None)
-    return width // heads if _is_count(heads) and _is_count(width) else 16
+def _head_dim(part: Any) -> int:
+    names = ("head_dim", "num_attention_heads", "hidden_size")
+    head_dim, heads, width = (vars(part).get(name) for name in names)
+    if _is_count(head_dim):
+        return int(head_dim)
+    return int(width // heads) if _is_count(heads) and _is_count(width) else 16
 
 
 def _fit_rope_table(table: dict[str, Any], head_dim: int) -> None:

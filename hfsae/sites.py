@@ -106,8 +106,8 @@ class Site:
 class Point:
     """A site in one model: the module, and whether the activation is its input or its output.
 
-    The activation is the output, or its first element where that is a tuple or a ``ModelOutput``; as an input it is the
-    first positional argument, else ``hidden_states=``, else the first tensor among the keyword arguments.
+    The activation is the output, or its first element where that is a tuple, a list or a ``ModelOutput``; as an input it
+    is the first positional argument, else ``hidden_states=``, else the first tensor among the keyword arguments.
     """
 
     path: str

@@ -43,7 +43,10 @@ def _takes_cache(model: nn.Module) -> bool:
 def _ablated_output(model: nn.Module, module: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     def zero(_module: nn.Module, _args: Any, output: Any) -> Any:
         hidden = torch.zeros_like(_first(output))
-        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+        if not isinstance(output, tuple | list):
+            return hidden
+        rest = (hidden, *output[1:])
+        return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
 
     handle = module.register_forward_hook(zero)
     try:
