@@ -9,7 +9,7 @@ Everything can be saved and taken up again: slots, order, place in the stream, r
 """
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from torch import Tensor
 from hfsae.errors import InvalidValue
 
 
+@runtime_checkable
 class Rows(Protocol):
     """Activations to train on, in chunks; read again from the start as another epoch."""
 
@@ -27,7 +28,7 @@ class Rows(Protocol):
     """Whether there can be another epoch."""
 
     def chunks(self, epoch: int, skip: int) -> Iterator[Tensor]:
-        """Yield the chunks ``[n, width]`` of an epoch, without the first ``skip``, and without their cost where possible."""
+        """Yield the chunks ``[n, width]`` of an epoch but for the first ``skip``, without their cost where possible."""
         ...
 
     def describe(self) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Where activations come from: a tensor, an iterable, or a model reading text. Each is a `Rows` of ring.py."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ class TensorRows:
         """Yield the chunks of an epoch."""
         generator = torch.Generator().manual_seed(self._seed * 1_000_003 + epoch)
         order = torch.randperm(len(self._rows), generator=generator)
-        for chosen in order.split(_CHUNK)[skip:]:
+        for chosen in torch.split(order, _CHUNK)[skip:]:
             yield self._rows[chosen.to(self._rows.device)]
 
     def describe(self) -> dict[str, Any]:
@@ -46,13 +46,16 @@ class TensorRows:
 
 
 class IterableRows:
-    """The rows of an iterable of tensors ``[..., width]``; one that can be iterated again has several epochs."""
+    """The rows of an iterable of tensors ``[..., d_in]``, or of pairs of what is read and what is reconstructed.
+
+    One that can be iterated again has several epochs.
+    """
 
     def __init__(self, source: Iterable[Tensor]) -> None:
         self._source = source
         self.repeatable = not isinstance(source, Iterator)
+        self.d_in = 0
         self._first: list[Tensor] = []
-        self._opened: Iterator[Tensor] | None = None
         first = next(self._iterate(), None)
         if first is None:
             raise InvalidValue("The activations are empty. At least one tensor [..., d_in] is needed.")
@@ -63,11 +66,10 @@ class IterableRows:
     def chunks(self, epoch: int, skip: int) -> Iterator[Tensor]:
         """Yield the chunks of an epoch; those skipped are read and thrown away."""
         held, self._first = self._first, []
-        yield from islice([*held, *()], skip, None)
-        for chunk in islice(self._iterate(), max(skip - len(held), 0), None):
+        for chunk in islice(chain(held, self._iterate()), skip, None):
             if chunk.shape[1] != self.width:
                 raise InvalidValue(
-                    f"An activation has width {chunk.shape[1]} where the first had {self.width}. All have the same width."
+                    f"An activation has width {chunk.shape[1]}, the first had {self.width}. All have the same width."
                 )
             yield chunk
 
@@ -77,6 +79,8 @@ class IterableRows:
 
     def _iterate(self) -> Iterator[Tensor]:
         for item in self._source:
+            x = item[0] if isinstance(item, tuple) else item
+            self.d_in = x.shape[-1] if isinstance(x, Tensor) else 0
             yield joined(*item) if isinstance(item, tuple) else joined(item, None)
 
 
@@ -151,4 +155,5 @@ def _kind(value: object) -> str:
 
 
 def _device(model: Any) -> torch.device:
-    return next(model.parameters()).device
+    device: torch.device = next(model.parameters()).device
+    return device

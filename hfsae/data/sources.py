@@ -1,13 +1,17 @@
 """Text and token ids from anywhere, as something that can be read once an epoch, each time in another order."""
 
+import json
 import random
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
-import torch
 from torch import Tensor
 
+from hfsae.errors import CheckpointNotFound, InvalidValue, MissingPackage
 
+
+@runtime_checkable
 class Source(Protocol):
     """Data for `hfsae.data.tokens.batches`, an epoch at a time."""
 
@@ -33,9 +37,7 @@ class ListSource:
 
     def epoch(self, number: int) -> Iterator[object]:
         """Yield the documents, shuffled."""
-        order = list(range(len(self._documents)))
-        random.Random(self._seed * 1_000_003 + number).shuffle(order)
-        return (self._documents[i] for i in order)
+        return (self._documents[i] for i in shuffled(len(self._documents), self._seed, number))
 
     def describe(self) -> dict[str, Any]:
         """Return how many there are."""
@@ -58,17 +60,106 @@ class StreamSource:
         return {"data": f"a stream ({type(self._documents).__name__})"}
 
 
+class FileSource:
+    """Text, jsonl and parquet files, shuffled; a text file is one document, the others one a row."""
+
+    repeatable = True
+
+    def __init__(self, paths: Sequence[Path], seed: int) -> None:
+        for path in paths:
+            if not path.is_file():
+                raise CheckpointNotFound(f"{str(path)!r} is no file. Text, .jsonl or .parquet files were expected.")
+        self._paths, self._seed = list(paths), seed
+
+    def epoch(self, number: int) -> Iterator[object]:
+        """Yield the documents, the files in another order each time."""
+        for index in shuffled(len(self._paths), self._seed, number):
+            path = self._paths[index]
+            yield from _READERS.get(path.suffix, _text)(path)
+
+    def describe(self) -> dict[str, Any]:
+        """Return their names."""
+        return {"data": [path.name for path in self._paths]}
+
+
+class Mixture:
+    """Several sources in given proportions of documents; one that ends begins anew, so it goes on without end.
+
+    Args:
+        sources: Each with its weight.
+        seed: Of the draw.
+    """
+
+    repeatable = True
+
+    def __init__(self, sources: Sequence[tuple[Any, float]], seed: int = 0) -> None:
+        if not sources or any(not weight > 0 for _, weight in sources):
+            raise InvalidValue("A mixture needs sources with weights above 0. Give pairs (data, weight).")
+        self._sources, self._seed = [open_source(data, seed) for data, _ in sources], seed
+        self._weights = [weight for _, weight in sources]
+
+    def epoch(self, number: int) -> Iterator[object]:
+        """Yield documents drawn by weight."""
+        rng = random.Random(self._seed * 1_000_003 + number)
+        epochs = [number] * len(self._sources)
+        streams = [iter(source.epoch(number)) for source in self._sources]
+        while True:
+            (index,) = rng.choices(range(len(streams)), self._weights)
+            document = next(streams[index], None)
+            if document is None:
+                epochs[index] += 1
+                streams[index] = iter(self._sources[index].epoch(epochs[index]))
+                document = next(streams[index], None)
+                if document is None:
+                    return
+            yield document
+
+    def describe(self) -> dict[str, Any]:
+        """Return the parts and their weights."""
+        parts = [source.describe()["data"] for source in self._sources]
+        return {"data": [[part, weight] for part, weight in zip(parts, self._weights, strict=True)]}
+
+
+def chats(conversations: Iterable[Any], tokenizer: Any, *, assistant_only: bool = False) -> Iterator[list[int]]:
+    """Yield the token ids of conversations, put through the tokenizer's chat template.
+
+    Args:
+        conversations: Each a list of messages with a "role" and a "content".
+        assistant_only: Keep only what the assistant says; needs a template that marks it.
+    """
+    for messages in conversations:
+        encoded = tokenizer.apply_chat_template(
+            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=assistant_only
+        )
+        ids = encoded["input_ids"]
+        masks = encoded["assistant_masks"] if assistant_only else [1] * len(ids)
+        yield [token for token, kept in zip(ids, masks, strict=True) if kept]
+
+
+def shuffled(count: int, seed: int, epoch: int) -> list[int]:
+    """Return the numbers below ``count`` in an order that follows from seed and epoch."""
+    order = list(range(count))
+    random.Random(seed * 1_000_003 + epoch).shuffle(order)
+    return order
+
+
 def open_source(data: Any, seed: int) -> Source:
     """Return data of any kind as a source.
 
     Args:
-        data: A text, texts, token ids, rows with a "text" or "input_ids" column, a dataset.
+        data: A text, texts, token ids, rows with a "text" or "input_ids" column, a dataset, paths of files.
         seed: Of the order of the documents.
     """
+    if isinstance(data, Source):
+        return data
+    if isinstance(data, Path):
+        return FileSource([data], seed)
+    if isinstance(data, (list, tuple)) and data and all(isinstance(item, Path) for item in data):
+        return FileSource(data, seed)
     if isinstance(data, str):
         return ListSource([data], seed)
     if isinstance(data, Tensor):
-        return ListSource(torch.atleast_2d(data), seed)
+        return ListSource(data[None] if data.ndim == 1 else data, seed)
     if isinstance(data, Sequence) or (
         hasattr(data, "__len__") and hasattr(data, "__getitem__") and not _is_mapping(data)
     ):
@@ -78,3 +169,31 @@ def open_source(data: Any, seed: int) -> Source:
 
 def _is_mapping(data: object) -> bool:
     return hasattr(data, "keys")
+
+
+def _text(path: Path) -> Iterator[object]:
+    yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def _jsonl(path: Path) -> Iterator[object]:
+    with path.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, 1):
+            if line.strip():
+                try:
+                    yield json.loads(line)
+                except json.JSONDecodeError as error:
+                    raise InvalidValue(
+                        f"{path}, line {number}, is no JSON. Each line holds one row. Correct it."
+                    ) from error
+
+
+def _parquet(path: Path) -> Iterator[object]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingPackage("Reading parquet needs pyarrow. It is not installed. Run: pip install pyarrow") from error
+    for batch in parquet.ParquetFile(path).iter_batches():
+        yield from batch.to_pylist()
+
+
+_READERS: dict[str, Callable[[Path], Iterator[object]]] = {".jsonl": _jsonl, ".parquet": _parquet}

@@ -1,7 +1,7 @@
 """Training losses: pure functions of tensors that return scalars.
 
-All are scale-free: reconstruction is a fraction of the variance of the data and sparsity a count of features (or a fraction
-of the count aimed at), so that one learning rate and one coefficient serve every layer and every model.
+All are scale-free: reconstruction is a fraction of the variance of the data, sparsity a count of features (or their
+sum, on inputs scaled to norm 1), so that one learning rate and one coefficient serve every layer and every model.
 """
 
 import torch

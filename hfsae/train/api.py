@@ -1,6 +1,7 @@
 """`train`: from a model and text, or from activations, to a dictionary in one call."""
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,19 +11,23 @@ from hfsae.data.ring import Rows, ShuffleRing
 from hfsae.data.rows import IterableRows, ModelRows, TensorRows
 from hfsae.data.sources import open_source
 from hfsae.dictionary import SAE
-from hfsae.errors import InvalidType, InvalidValue
+from hfsae.errors import InvalidType, InvalidValue, Mismatch
 from hfsae.sae.config import SAEConfig
 from hfsae.sites import Point, base_model_id, resolve
 from hfsae.train.callbacks import Callback, ProgressBar
+from hfsae.train.checkpoints import Checkpoints
 from hfsae.train.config import TrainConfig
+from hfsae.train.recipes import default_groups
 from hfsae.train.trainer import Trainer, kept_back
+
+_CHECKPOINTS = 20
 
 
 def train(  # noqa: PLR0913
     model: Any = None,
     data: Any = None,
     *,
-    activations: Tensor | Iterable[Tensor] | None = None,
+    activations: Tensor | Iterable[Any] | None = None,
     tokenizer: Any = None,
     layer: int | None = None,
     site: str = "resid_post",
@@ -30,6 +35,13 @@ def train(  # noqa: PLR0913
     io: str = "output",
     stack: str | None = None,
     config: TrainConfig | None = None,
+    write_layer: int | None = None,
+    write_site: str | None = None,
+    write_module: str | None = None,
+    skip: bool = False,
+    init_from: SAE | None = None,
+    folder: Path | str | None = None,
+    checkpoint_every: int | None = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     device: torch.device | str | None = None,
@@ -38,8 +50,10 @@ def train(  # noqa: PLR0913
 
     Args:
         model: Any HuggingFace model. It is only read; its forward stops at the site.
-        data: Text, texts, token ids, rows with a "text" or an "input_ids" column, a dataset.
-        activations: In place of a model and data: a tensor ``[..., d_in]``, or an iterable of such.
+        data: Text, texts, token ids, rows with a "text" or an "input_ids" column, a dataset, or `Path` objects of text,
+            jsonl or parquet files.
+        activations: In place of a model and data: a tensor ``[..., d_in]``, or an iterable of such; for a transcoder a
+            pair ``(x, y)``, or an iterable of pairs.
         tokenizer: The model's own; needed for text.
         layer: Block, counted from 0; negative counts from the end.
         site: Where in the block.
@@ -47,6 +61,14 @@ def train(  # noqa: PLR0913
         io: See ``module``.
         stack: Which stack ``layer`` counts in.
         config: How to train; the defaults are meant to be left alone.
+        write_layer: For a transcoder: the block whose activations are to be reconstructed.
+        write_site: For a transcoder: where in that block.
+        write_module: For a transcoder: a module's path, in place of those two.
+        skip: For a transcoder: with a linear path around the features.
+        init_from: A dictionary to begin from, of the same widths.
+        folder: Where checkpoints go; a run that was stopped goes on from there, bit for bit, when called again. SIGINT
+            and SIGTERM then save before the process exits.
+        checkpoint_every: Steps between two; None: about twenty in the run.
         callbacks: Told of the run as it goes on.
         progress: Show a bar where there is a terminal.
         device: Where to train; None: where the activations are.
@@ -65,77 +87,114 @@ def train(  # noqa: PLR0913
     config = TrainConfig() if config is None else config
     if not isinstance(config, TrainConfig):
         raise InvalidType(f"config is of type {type(config).__name__}. Expected a TrainConfig.")
+    read = {"layer": layer, "site": site, "module": module, "io": io, "stack": stack}
+    write = {"layer": write_layer, "site": write_site or "resid_post", "module": write_module}
     if activations is not None:
         if model is not None or data is not None:
             raise InvalidType(
                 "Both activations and a model with data were given. Expected one of them. Drop the other."
             )
-        rows = _given_rows(activations, config)
-        place = _place(config, rows.width)
+        rows, place = _given(activations, config, skip)
     else:
-        point = _point(model, data, layer=layer, site=site, module=module, io=io, stack=stack)
-        rows, place = _model_rows(model, data, point, tokenizer, config)
+        points = _points(model, data, read, None if (write_layer, write_module) == (None, None) else write)
+        rows, place = _captured(model, data, points, tokenizer, config, skip)
+    _check_start(init_from, place)
     ring = ShuffleRing(
         rows,
         capacity=max(config.data.buffer_bytes // (4 * rows.width), 2 * config.batch),
         limit=config.tokens + kept_back(config),
         seed=config.seed,
     )
+    every = max(config.steps // _CHECKPOINTS, 1) if checkpoint_every is None else checkpoint_every
     bar: list[Callback] = [ProgressBar()] if progress else []
-    return Trainer(ring, config, place, callbacks=[*bar, *callbacks], device=device).run()
+    return Trainer(
+        ring,
+        config,
+        place,
+        callbacks=[*bar, *callbacks],
+        checkpoints=None if folder is None else Checkpoints(Path(folder), every),
+        init_from=init_from,
+        device=device,
+    ).run()
 
 
-def _given_rows(activations: Tensor | Iterable[Tensor], config: TrainConfig) -> Rows:
+def _given(activations: Any, config: TrainConfig, skip: bool) -> tuple[Rows, SAEConfig]:
+    """Return given activations, and the config of a dictionary of them."""
+    pair = isinstance(activations, tuple) and len(activations) == 2 and all(isinstance(t, Tensor) for t in activations)
     if isinstance(activations, Tensor):
-        return TensorRows(activations, seed=config.seed)
-    return IterableRows(activations)
+        return (rows := TensorRows(activations, seed=config.seed)), _place(config, rows.width)
+    if pair:
+        rows = TensorRows(*activations, seed=config.seed)
+        return rows, _place(config, activations[0].shape[-1], d_out=activations[1].shape[-1], skip=skip, b_pre="own")
+    stream = IterableRows(activations)
+    if stream.d_in == stream.width:
+        return stream, _place(config, stream.width)
+    return stream, _place(config, stream.d_in, d_out=stream.width - stream.d_in, skip=skip, b_pre="own")
 
 
-def _point(model: Any, data: Any, **where: Any) -> Point:
+def _points(model: Any, data: Any, read: dict[str, Any], write: dict[str, Any] | None) -> list[Point]:
+    """Return where x is read and, for a transcoder, where y is."""
     if model is None or data is None:
         raise InvalidType(
-            "There is nothing to train on. Expected a model and data, or activations. Pass train(model, texts, layer=...) "
-            "or train(activations=x)."
+            "There is nothing to train on. Expected a model and data, or activations. "
+            "Pass train(model, texts, layer=...) or train(activations=x)."
         )
-    if where["layer"] is None and where["module"] is None:
+    if read["layer"] is None and read["module"] is None:
         raise InvalidType("No layer was named. Expected layer=, or module= with a path. Add one.")
-    return resolve(model, where["layer"], where["site"], module=where["module"], io=where["io"], stack=where["stack"])
+    return [resolve(model, **where) for where in (read, write) if where is not None]
 
 
-def _place(config: TrainConfig, d_in: int, **fields: Any) -> SAEConfig:
-    return SAEConfig(
-        architecture=config.architecture,
-        d_in=d_in,
-        d_sae=config.features(d_in),
-        k=max(round(config.l0), 1),
-        **fields,
-    )
-
-
-def _model_rows(
-    model: Any, data: Any, point: Point, tokenizer: Any, config: TrainConfig
+def _captured(
+    model: Any, data: Any, points: list[Point], tokenizer: Any, config: TrainConfig, skip: bool
 ) -> tuple[ModelRows, SAEConfig]:
-    """Return the model's activations at a point, and the config of a dictionary there."""
-    if point.width is None:
-        raise InvalidValue(
-            f"The width of the activations at {point.path!r} is not known before a forward. "
-            "Name a site of a block, or a module with a known width."
-        )
-    settings = config.data
+    """Return a model's activations, and the config of a dictionary there."""
+    for point in points:
+        if point.width is None:
+            raise InvalidValue(
+                f"The width of the activations at {point.path!r} is not known before a forward. "
+                "A dictionary needs it. Name a site of a block, or a module with a known width."
+            )
+    settings, read = config.data, points[0]
+    assert read.width is not None
     place = _place(
         config,
-        point.width,
-        site=point.site.site,
-        layer=point.site.layer,
-        module=point.site.module,
-        io=point.site.io,
-        stack=point.site.stack,
+        read.width,
+        site=read.site.site,
+        layer=read.site.layer,
+        module=read.site.module,
+        io=read.site.io,
+        stack=read.site.stack,
         base_model=base_model_id(model),
         base_revision=getattr(getattr(model, "config", None), "_commit_hash", None),
         exclude_special_tokens=settings.exclude_special_tokens,
         exclude_first_position=settings.exclude_first_position,
         norm_outlier=settings.norm_outlier,
+        **_written(points[1:], skip),
     )
     options = {"tokenizer": tokenizer, "batch_size": settings.model_batch_size, "context": settings.context}
-    source = open_source(data, config.seed)
-    return ModelRows(model, [point], source, place, options), place
+    return ModelRows(model, points, open_source(data, config.seed), place, options), place
+
+
+def _written(points: list[Point], skip: bool) -> dict[str, Any]:
+    if not points:
+        return {}
+    site = points[0].site
+    place = {"write_site": site.site, "write_layer": site.layer, "write_module": site.module}
+    return {**place, "d_out": points[0].width, "skip": skip, "b_pre": "own"}
+
+
+def _place(config: TrainConfig, d_in: int, **fields: Any) -> SAEConfig:
+    d_sae = config.features(d_in)
+    if config.architecture == "matryoshka":
+        fields["group_sizes"] = tuple(config.recipe.get("group_sizes") or default_groups(d_sae))
+    return SAEConfig(architecture=config.architecture, d_in=d_in, d_sae=d_sae, k=max(round(config.l0), 1), **fields)
+
+
+def _check_start(init_from: SAE | None, place: SAEConfig) -> None:
+    if init_from is None:
+        return
+    have, want = ([c.d_in, c.d_sae, c.d_write] for c in (init_from.config, place))
+    if have != want:
+        raise Mismatch(
+            f"init_from has [d_in, d_sae, d_out] {have}. This run trains {want}. Set d_sae, or begin from another one."
+        )

@@ -1,7 +1,7 @@
 """From trained weights to a finished dictionary: scaling undone, threshold calibrated, features measured.
 
-Training works on ``s x`` (and reconstructs ``t y``) with decoder rows of length 1. As ReLU, top-k and thresholds all commute
-with a positive factor, the finished dictionary reads x itself when
+Training works on ``s x`` (and reconstructs ``t y``) with decoder rows of length 1. As ReLU, top-k and thresholds all
+commute with a positive factor, the finished dictionary reads x itself when
 
     W_enc <- W_enc s / t,   b_enc <- b_enc / t,   threshold <- threshold / t,   b_pre <- b_pre / s,
     b_dec <- b_dec / t,     W_skip <- W_skip s / t,   W_dec as it is.
@@ -15,7 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfsae.sae.base import SparseCoder
+from hfsae.sae.kernels import topk_scan
 from hfsae.sae.statistics import FeatureStatistics
+
+_SLOTS = 8
+"""Candidates of a token when a threshold is sought, as a multiple of the mean number that fire."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,19 @@ class Scales:
     def applied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return weights for scaled activations: what `undone` takes back."""
         return Scales(1 / self.x, 1 / self.y).undone(tensors)
+
+
+@torch.no_grad()
+def threshold_for(tensors: dict[str, Tensor], x: Float[Tensor, "sample d_in"], l0: float) -> Float[Tensor, ""]:
+    """Return the one threshold above which exactly so many features fire per token of a sample, on average.
+
+    The exact quantile: a running mean of the smallest value kept in each batch, as is often used, lies below it.
+    """
+    centre = tensors["b_pre"] if "b_pre" in tensors else tensors["b_dec"]
+    slots = min(round(_SLOTS * l0), len(tensors["W_enc"]))
+    values, _ = topk_scan(x - centre, tensors["W_enc"], tensors["b_enc"], slots)
+    kept = min(round(l0 * len(x)), values.numel() - 1)
+    return values.flatten().topk(kept + 1).values[-1]
 
 
 @torch.no_grad()

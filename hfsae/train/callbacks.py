@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from hfsae.train.config import TrainConfig
 
@@ -32,6 +32,7 @@ class Figures:
         return {**self.losses, **own, **self.extra}
 
 
+@runtime_checkable
 class Callback(Protocol):
     """What a run calls; a class of yours need not inherit from this."""
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, Self
+from typing import Any
 
 from hfsae.errors import InvalidType, InvalidValue, did_you_mean
 from hfsae.sae.architectures import ARCHITECTURES
@@ -40,11 +40,11 @@ class OptimizerConfig:
 class DeadConfig:
     """What is done about features that never fire."""
 
-    after_firings: float = 10.0
-    """A feature is dead when it did not fire while an average one was expected to fire so often: a clock that ticks in runs
-    of any length, where one in tokens never does in short ones."""
+    after_firings: float = 50.0
+    """A feature is dead when it did not fire while an average one was expected to fire so often: a clock that ticks in
+    runs of any length, where one in tokens never does in short ones. Much lower, it mistakes rare features for dead."""
     reseed_until: float = 0.3
-    """Until this share of the steps, dead features and duplicates of others start again from tokens explained badly."""
+    """Until this share of the steps, dead features and duplicates start again from tokens that are explained badly."""
     duplicate_cosine: float = 0.9
     """Two features whose directions and encoders are closer than that are duplicates."""
     aux_coefficient: float = 1 / 32
@@ -97,7 +97,7 @@ class TrainConfig:
     d_sae: int | None = None
     """Number of features; None: 8 times the width of the activations."""
     k: int = 32
-    """Features that fire per token: exactly (topk, matching_pursuit) or on average; the other kinds are steered to it."""
+    """Features that fire per token: exactly (topk, matching_pursuit) or on average, by a controller or a threshold."""
     target_l0: float | None = None
     """The same by its other name, and not only a whole number; None: k."""
     tokens: int = 2_000_000
@@ -119,9 +119,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         if self.architecture not in ARCHITECTURES:
-            raise InvalidValue(
-                f"There is no architecture {self.architecture!r}.{did_you_mean(str(self.architecture), ARCHITECTURES)}"
-            )
+            known = did_you_mean(str(self.architecture), ARCHITECTURES)
+            raise InvalidValue(f"There is no architecture {self.architecture!r}.{known}")
         for name in ("k", "tokens"):
             check_count(name, getattr(self, name))
         for name in ("d_sae", "batch_size"):
@@ -145,7 +144,7 @@ class TrainConfig:
         """Activations in a step."""
         if self.batch_size is not None:
             return self.batch_size
-        power = 2 ** round(math.log2(max(self.tokens / _BATCHES_WANTED, 1)))
+        power = 1 << round(math.log2(max(self.tokens / _BATCHES_WANTED, 1)))
         return min(max(power, _SMALLEST_BATCH), _LARGEST_BATCH)
 
     @property
@@ -174,7 +173,7 @@ class TrainConfig:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
+    def from_dict(cls, values: Mapping[str, Any]) -> "TrainConfig":
         """Build it from its `to_dict`.
 
         Raises: InvalidValue: for a field that there is not, by name.

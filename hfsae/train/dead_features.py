@@ -2,8 +2,8 @@
 
 1. A feature is dead when it has not fired for so many tokens that an average one was expected to fire ``after_firings``
    times. The clock counts tokens on the device; it is read every few steps, never in each.
-2. Early in the run, dead features start again from the error of tokens that are explained badly. So does, of each pair of
-   features with nearly the same direction and encoder, the one that fires less.
+2. Early in the run, dead features start again from the error of tokens that are explained badly. So does, of each pair
+   of features with nearly the same direction and encoder, the one that fires less.
 3. Later, dead features explain together what the living leave over (AuxK), which pulls them in without a jump.
 """
 
@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from hfsae.sae import losses
 from hfsae.train.config import DeadConfig
-from hfsae.train.recipes import Recipe, Terms
+from hfsae.train.recipe import Recipe, Terms
 
 _PRODUCT_ROWS = 2048
 """Rows of the similarity matrix made at a time."""
@@ -53,7 +53,7 @@ class DeadFeatures(nn.Module):
     def aux_loss(
         self, recipe: Recipe, x: Tensor, error: Float[Tensor, "batch d_out"], dead: Int[Tensor, " dead"]
     ) -> Tensor:
-        """Return the weighted loss by which those features alone explain the error, at most d_in / 2 of them a token."""
+        """Return the weighted loss by which those features alone explain the error, at most d_in / 2 a token."""
         z = functional.linear(recipe.centred(x), recipe.W_enc[dead], recipe.b_enc[dead]).relu()
         most = max(recipe.shape.d_in // 2, 1)
         if len(dead) > most:
@@ -67,7 +67,9 @@ class DeadFeatures(nn.Module):
         self, recipe: Recipe, optimizer: torch.optim.Optimizer, error: Tensor, generator: torch.Generator
     ) -> int:
         """Start dead and duplicate features again from the error of tokens drawn by its square; return how many."""
-        rows = torch.cat([self.dead, self._duplicates(recipe)]).unique()[: len(error) // 2]
+        doomed = torch.zeros_like(self.idle, dtype=torch.bool)
+        doomed[torch.cat([self.dead, self._duplicates(recipe)])] = True
+        rows = doomed.nonzero().flatten()[: len(error) // 2]
         if not len(rows):
             return 0
         weights = error.square().sum(1)

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfsae.errors import InvalidValue
-from hfsae.train.recipes import Recipe
+from hfsae.train.recipe import Recipe
 
 _MEDIAN_STEPS = 30
 

@@ -1,137 +1,23 @@
-"""One recipe for each architecture: its parameters while it trains, and its loss.
+"""One recipe for each architecture: how codes are made in training, and what the loss adds. The table is `RECIPES`."""
 
-A recipe works on scaled activations (mean squared norm 1) and minimises
-
-    FVU of the batch + what the architecture adds + (dead features' share: dead_features.py)
-
-`tensors` gives the weights of the dictionary it has become; calibration.py undoes the scaling. The table is `RECIPES`.
-"""
-
-from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from hfsae.errors import InvalidValue, did_you_mean
+from hfsae.errors import InvalidValue
 from hfsae.sae import losses
 from hfsae.sae.kernels import gather_decode, topk_scan
+from hfsae.sae.pursuit import matching_pursuit
 from hfsae.train.config import TrainConfig
+from hfsae.train.recipe import Moment, Recipe, Shape, Terms
 
-_SEED_OFFSET = 5_811_737
-"""Added to the seed of the weights: a synthetic world drawn from the same small seed would hand them its true features."""
-
-
-@dataclass(frozen=True)
-class Shape:
-    """What a dictionary in training reads and writes."""
-
-    d_in: int
-    """Width of x."""
-    d_sae: int
-    """Number of features."""
-    d_out: int
-    """Width of what is reconstructed."""
-    transcodes: bool = False
-    """Whether that is something else than x."""
-    skip: bool = False
-    """Whether a linear path goes around the features."""
-
-
-@dataclass
-class Terms:
-    """What a batch gave: the losses by name, already weighted, and what is known of the codes."""
-
-    losses: dict[str, Tensor]
-    """Their sum is minimised; the first is the reconstruction's."""
-    counts: Int[Tensor, " d_sae"]
-    """On how many tokens each feature fired."""
-    error: Float[Tensor, "batch d_out"]
-    """What was left over, without a gradient."""
-    n_tokens: int
-    """Tokens in the batch."""
-    extra: dict[str, Tensor] = field(default_factory=dict)
-    """Further figures to show."""
-
-    @property
-    def loss(self) -> Tensor:
-        """The sum of the losses."""
-        return torch.stack(list(self.losses.values())).sum()
-
-    @property
-    def l0(self) -> Tensor:
-        """Features that fired per token."""
-        return self.counts.sum() / self.n_tokens
-
-
-@dataclass
-class Moment:
-    """Where in the run a step stands, and what may change from step to step."""
-
-    progress: float = 0.0
-    """Share of the steps that are done."""
-    coefficient: float = 0.0
-    """Of the sparsity loss, where a controller holds L0."""
-
-
-class Recipe(nn.Module):
-    """Parameters every architecture has, and the sparse route through them.
-
-    Args:
-        shape: Widths, and whether it transcodes.
-        config: k, the seed and the recipe's own settings.
-    """
-
-    settings: dict[str, object] = {}
-    """What `TrainConfig.recipe` may set, with the defaults."""
-    controlled = False
-    """Whether L0 is held by a controller on a coefficient."""
-
-    def __init__(self, shape: Shape, config: TrainConfig) -> None:
-        super().__init__()
-        self.shape, self.k = shape, config.l0
-        self.options = chosen_options(type(self), config)
-        generator = torch.Generator().manual_seed(config.seed + _SEED_OFFSET)
-        self.W_dec = nn.Parameter(_unit_rows(shape.d_sae, shape.d_out, generator))
-        same = shape.d_in == shape.d_out
-        encoder = self.W_dec.detach().clone() if same else _unit_rows(shape.d_sae, shape.d_in, generator)
-        self.W_enc = nn.Parameter(encoder)
-        self.b_enc = nn.Parameter(torch.zeros(shape.d_sae))
-        self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
-        self.b_pre = nn.Parameter(torch.zeros(shape.d_in)) if shape.transcodes else None
-        self.W_skip = nn.Parameter(torch.zeros(shape.d_out, shape.d_in)) if shape.skip else None
-        self.register_buffer("variance", torch.tensor(1.0))
-
-    def centred(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Return x less what the encoder subtracts: b_dec where it writes what it reads, else a bias of its own."""
-        return x - (self.b_dec if self.b_pre is None else self.b_pre)
-
-    def base(self, x: Float[Tensor, "batch d_in"]) -> Tensor:
-        """Return the part of the reconstruction that no feature makes: the bias, and the skip path."""
-        return self.b_dec if self.W_skip is None else self.b_dec + functional.linear(x, self.W_skip)
-
-    def forward(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], moment: Moment) -> Terms:
-        """Return the losses of a batch: x is encoded, y reconstructed (the same tensor unless it transcodes)."""
-        raise NotImplementedError
-
-    @torch.no_grad()
-    def constrain(self) -> None:
-        """Bring the weights back to where they are allowed, after each step: decoder rows of length 1."""
-        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8))
-
-    @torch.no_grad()
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the dictionary's weights, decoder rows of length 1, still on scaled activations."""
-        named = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "b_pre", "W_skip")}
-        return {name: tensor.detach().clone() for name, tensor in named.items() if tensor is not None}
-
-    def terms(self, values: Tensor, indices: Tensor, x: Tensor, y: Tensor) -> Terms:
-        """Return the terms of codes with k slots a token; a slot of value 0 did not fire."""
-        x_hat = gather_decode(values, indices, self.W_dec, None) + self.base(x)
-        counts = _fired_counts(values, indices, self.shape.d_sae)
-        fvu = losses.reconstruction(x_hat, y, self.variance)
-        return Terms({"fvu": fvu}, counts, (y - x_hat).detach(), len(x))
+_SHORTLIST = 4
+"""Candidates of a token in a batch-wide selection, as a multiple of the mean number kept."""
+_SOFT_START = 0.5
+"""Share of the steps over which the L0 aimed at falls from half of all features to the target."""
 
 
 class TopK(Recipe):
@@ -141,33 +27,224 @@ class TopK(Recipe):
     """
 
     def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Return the terms of a batch."""
         values, indices = topk_scan(self.centred(x), self.W_enc, self.b_enc, round(self.k))
-        return self.terms(values, indices, x, y)
+        return self.sparse_terms(values, indices, x, y)
+
+
+class BatchTopK(Recipe):
+    """The largest pre-activations of the whole batch, k a token on average.
+
+    From the start it gets stuck for good with half of its features, so most of the run keeps k for each token.
+
+    Source: Bussmann et al. 2024, arXiv:2412.06410. The start as TopK is ours.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {"batch_from": 0.8}
+    calibrated = True
+
+    def codes(self, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
+        """Return values and features, in slots of which some may be 0."""
+        if moment.progress < self.options["batch_from"]:
+            return topk_scan(self.centred(x), self.W_enc, self.b_enc, round(self.k))
+        slots = min(round(_SHORTLIST * self.k), self.shape.d_sae)
+        values, indices = topk_scan(self.centred(x), self.W_enc, self.b_enc, slots)
+        kept = round(self.k * len(x))
+        floor = values.detach().flatten().topk(min(kept, values.numel()), sorted=False).values.amin()
+        return values * (values >= floor), indices
+
+    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Return the terms of a batch."""
+        return self.sparse_terms(*self.codes(x, moment), x, y)
+
+
+class Matryoshka(BatchTopK):
+    """BatchTopK whose first features must do alone, and with the next ones, and so on: the mean FVU of all prefixes.
+
+    Source: Bussmann et al. 2025, arXiv:2503.17547.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {**BatchTopK.settings, "group_sizes": None}
+
+    def __init__(self, shape: Shape, config: TrainConfig) -> None:
+        super().__init__(shape, config)
+        self.group_sizes = tuple(self.options["group_sizes"] or default_groups(shape.d_sae))
+        if sum(self.group_sizes) != shape.d_sae or min(self.group_sizes) < 1:
+            raise InvalidValue(
+                f"group_sizes={self.group_sizes} do not fit. They must be positive and sum to d_sae={shape.d_sae}."
+            )
+
+    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Return the terms of a batch."""
+        values, indices = self.codes(x, moment)
+        terms = self.sparse_terms(values, indices, x, y)
+        prefixes = []
+        for stop in list(accumulate(self.group_sizes))[:-1]:
+            x_hat = gather_decode(values * (indices < stop), indices, self.W_dec, None) + self.base(x)
+            prefixes.append(losses.reconstruction(x_hat, y, self.variance))
+        share = 1 / len(self.group_sizes)
+        terms.extra["fvu_all"] = terms.losses["fvu"].detach()
+        terms.losses = {"fvu": terms.losses["fvu"] * share}
+        if prefixes:
+            terms.losses["prefixes"] = torch.stack(prefixes).sum() * share
+        return terms
+
+
+class MatchingPursuit(Recipe):
+    """k features, each picked on what the earlier ones left over.
+
+    Source: Costa et al. 2025, arXiv:2506.03093.
+    """
+
+    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Return the terms of a batch."""
+        values, indices = matching_pursuit(self.centred(x), self.W_enc, self.b_enc, self.W_dec, round(self.k))
+        return self.sparse_terms(values, indices, x, y)
+
+
+class Standard(Recipe):
+    """ReLU codes, each paid for by its length in the output; decoder rows are free.
+
+    Source: Anthropic, Circuits Updates April 2024.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {"unit_decoder": False}
+    controlled = True
+
+    def preactivations(self, x: Tensor) -> Tensor:
+        """Return ``z``, dense."""
+        return functional.linear(self.centred(x), self.W_enc, self.b_enc)
+
+    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Return the terms of a batch."""
+        f = self.preactivations(x).relu()
+        terms = self.dense_terms(f, x, y)
+        terms.losses["l1"] = moment.coefficient * losses.l1(f, self.W_dec.norm(dim=1))
+        return terms
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Hold decoder rows to length 1 where asked for."""
+        if self.options["unit_decoder"]:
+            super().constrain()
+
+    @torch.no_grad()
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights, the lengths of decoder rows moved into the encoder."""
+        tensors = super().tensors()
+        norms = tensors["W_dec"].norm(dim=1).clamp(min=1e-8)
+        return {
+            **tensors,
+            "W_dec": tensors["W_dec"] / norms[:, None],
+            "W_enc": tensors["W_enc"] * norms[:, None],
+            "b_enc": tensors["b_enc"] * norms,
+        }
+
+
+class Gated(Recipe):
+    """A gate decides what fires, a rescaled copy of it how much; only the gate pays.
+
+    Source: Rajamanoharan et al. 2024, arXiv:2404.16014.
+    """
+
+    controlled = True
+
+    def __init__(self, shape: Shape, config: TrainConfig) -> None:
+        super().__init__(shape, config)
+        self.log_rescale = nn.Parameter(torch.zeros(shape.d_sae))
+        self.b_mag = nn.Parameter(torch.zeros(shape.d_sae))
+
+    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Return the terms of a batch."""
+        product = functional.linear(self.centred(x), self.W_enc)
+        gate = product + self.b_enc
+        f = (product * self.log_rescale.exp() + self.b_mag).relu() * (gate.detach() > 0)
+        terms = self.dense_terms(f, x, y)
+        opened = gate.relu()
+        # Detached: the frozen copy teaches the gate, and must not bend the decoder to it.
+        frozen = opened @ self.W_dec.detach() + self.base(x).detach()
+        terms.losses["gate"] = losses.reconstruction(frozen, y, self.variance)
+        terms.losses["l1"] = moment.coefficient * losses.l1(opened, torch.ones_like(self.b_enc))
+        return terms
+
+    @torch.no_grad()
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights with the gate folded: it is open where the magnitude exceeds a feature's threshold."""
+        tensors, rescale = super().tensors(), self.log_rescale.exp()
+        return {
+            **tensors,
+            "W_enc": tensors["W_enc"] * rescale[:, None],
+            "b_enc": self.b_mag.detach().clone(),
+            "threshold": self.b_mag - rescale * self.b_enc,
+        }
+
+
+class JumpReLU(Recipe):
+    """Pre-activations above a threshold of each feature; what fires is counted, not weighed.
+
+    ``loss="step"`` counts exactly, with a gradient for the thresholds alone; ``loss="tanh"`` counts smoothly.
+
+    Source: Rajamanoharan et al. 2024, arXiv:2407.14435; Anthropic, Circuits Updates January 2025. The threshold
+        itself is the parameter: its logarithm barely moves under Adam.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {"loss": "step", "bandwidth": 0.05, "threshold": 0.1, "pull": 3e-6}
+    controlled = True
+
+    def __init__(self, shape: Shape, config: TrainConfig) -> None:
+        super().__init__(shape, config)
+        if self.options["loss"] not in ("step", "tanh"):
+            raise InvalidValue(f"loss={self.options['loss']!r} is unknown. It is 'step' or 'tanh'.")
+        self.threshold = nn.Parameter(torch.full((shape.d_sae,), float(self.options["threshold"])))
+
+    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Return the terms of a batch."""
+        bandwidth, smooth = self.options["bandwidth"], self.options["loss"] == "tanh"
+        z = functional.linear(self.centred(x), self.W_enc, self.b_enc).relu()
+        f = losses.jumprelu(z, self.threshold, bandwidth, to_input=smooth)
+        terms = self.dense_terms(f, x, y)
+        norms = torch.ones_like(self.b_enc)
+        count = losses.tanh_sparsity(f, norms) if smooth else losses.l0_step(z, self.threshold, bandwidth)
+        terms.losses["l0"] = moment.coefficient * count
+        if smooth:
+            terms.losses["pull"] = self.options["pull"] * losses.low_preactivations(z, self.threshold, norms)
+        return terms
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Hold decoder rows to length 1 and thresholds above 0."""
+        super().constrain()
+        self.threshold.clamp_(min=0)
+
+    @torch.no_grad()
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the weights and the thresholds."""
+        return {**super().tensors(), "threshold": self.threshold.detach().clone()}
 
 
 RECIPES: dict[str, type[Recipe]] = {
+    "standard": Standard,
+    "gated": Gated,
     "topk": TopK,
+    "batchtopk": BatchTopK,
+    "jumprelu": JumpReLU,
+    "matryoshka": Matryoshka,
+    "matching_pursuit": MatchingPursuit,
 }
 """Architecture to how it is trained. A new architecture is a class here, and a row in `ARCHITECTURES`."""
 
 
-def chosen_options(recipe: type[Recipe], config: TrainConfig) -> dict[str, object]:
-    """Return the recipe's settings with those of the config in place of the defaults.
+def default_groups(d_sae: int) -> tuple[int, ...]:
+    """Return group sizes of a Matryoshka dictionary: a sixteenth of the features, then each prefix twice the last."""
+    prefixes = [d_sae // 16, d_sae // 8, d_sae // 4, d_sae // 2, d_sae]
+    sizes = [stop - start for start, stop in zip([0, *prefixes], prefixes, strict=False)]
+    return tuple(size for size in sizes if size > 0)
 
-    Raises: InvalidValue: for a setting that the recipe does not have.
+
+def wanted_l0(target: float, d_sae: int, progress: float) -> float:
+    """Return the L0 a controller aims at: from half of all features down to the target, evenly in its logarithm.
+
+    Features that fire too seldom too early die; a slow fall lets each find its place first.
     """
-    for name in config.recipe:
-        if name not in recipe.settings:
-            raise InvalidValue(
-                f"{config.architecture!r} has no setting {name!r} in its recipe.{did_you_mean(name, recipe.settings)}"
-            )
-    return {**recipe.settings, **config.recipe}
-
-
-def _unit_rows(count: int, width: int, generator: torch.Generator) -> Tensor:
-    return functional.normalize(torch.randn(count, width, generator=generator), dim=1)
-
-
-def _fired_counts(values: Tensor, indices: Tensor, d_sae: int) -> Tensor:
-    fired = (values.detach() > 0).flatten()
-    return indices.new_zeros(d_sae).index_add_(0, indices.flatten(), fired.to(indices.dtype))
+    left = max(1 - progress / _SOFT_START, 0.0)
+    return float(target * max(d_sae / 2 / target, 1.0) ** left)

@@ -1,5 +1,7 @@
 """How the learning rate, and a sparsity coefficient, move over a run: pure functions of the step."""
 
+from torch import Tensor
+
 
 def learning_rate_factor(step: int, steps: int, warmup: float, decay: float) -> float:
     """Return what the learning rate is multiplied by at a step: up over the first share, flat, down over the last.
@@ -13,10 +15,10 @@ def learning_rate_factor(step: int, steps: int, warmup: float, decay: float) -> 
     return min((step + 1) / rise, (steps - step) / fall, 1.0)
 
 
-def controlled(coefficient: float, l0: float, target: float, gain: float) -> float:
+def controlled(coefficient: Tensor, l0: Tensor, target: float, gain: float) -> Tensor:
     """Return a sparsity coefficient moved towards the one that holds L0 at its target.
 
     Multiplied by ``(l0 / target) ** gain``, at most doubled or halved: too many firing raises it, too few lowers it.
     """
-    ratio = max(l0, 1e-6) / target
-    return coefficient * min(max(ratio**gain, 0.5), 2.0)
+    ratio = (l0.clamp(min=1e-6) / target) ** gain
+    return coefficient * ratio.clamp(0.5, 2.0)

@@ -1,14 +1,16 @@
 """The loop: activations in, a dictionary out.
 
 1. Before the first step: the scale, the variance and the bias come from a sample of the activations.
-2. A step: a batch from the ring, the recipe's losses, the dead features' loss, gradients clipped, Adam, decoder rows back to
-   length 1, clocks. Early on dead features start again. Nothing waits for the device but every tenth step.
+2. A step: a batch from the ring, the recipe's losses, the dead features' loss, gradients clipped, Adam, decoder rows
+   back to length 1, clocks. Early on dead features start again. Nothing waits for the device but every tenth step.
 3. After the last step: scaling undone, thresholds calibrated and features measured on activations kept back for that.
 """
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from itertools import chain
 from typing import Any
 from warnings import warn
 
@@ -19,19 +21,24 @@ from hfsae.data.ring import ShuffleRing
 from hfsae.dictionary import SAE
 from hfsae.errors import HfsaeWarning, TrainingError
 from hfsae.sae.config import SAEConfig
-from hfsae.train.calibration import Scales, measure
+from hfsae.train.calibration import Scales, measure, threshold_for
 from hfsae.train.callbacks import Callback, Figures
+from hfsae.train.checkpoints import Checkpoints
 from hfsae.train.config import TrainConfig
 from hfsae.train.dead_features import DeadFeatures
 from hfsae.train.initial import initialise, scale_of
-from hfsae.train.recipes import RECIPES, Moment, Shape, Terms
-from hfsae.train.schedules import learning_rate_factor
+from hfsae.train.recipe import Moment, Shape, Terms
+from hfsae.train.recipes import RECIPES, wanted_l0
+from hfsae.train.resume import restore, run_state
+from hfsae.train.schedules import controlled, learning_rate_factor
+from hfsae.train.signals import StopRequest, noted_signals
 
 _SAMPLE = 16_384
 _LOOK_EVERY = 10
 _RESEEDS = 100
 _FIGURES = 100
-_MEASURE_BATCH = 2048
+_FIRST_COEFFICIENT = 0.01
+_GAIN = 0.02
 
 
 def kept_back(config: TrainConfig) -> int:
@@ -45,18 +52,22 @@ class Trainer:
     Args:
         ring: Where batches come from; it should hold `kept_back` rows more than the run trains on.
         config: How to train.
-        place: What the dictionary will be: its config with widths, place and policy; k and training are filled in.
+        place: What the dictionary will be: its config with widths, place and policy.
         callbacks: Told of the run.
+        checkpoints: Where to save, and to go on from what is there; None: nothing is saved.
+        init_from: A dictionary to begin from, of the same widths.
         device: Where to train; None: where the activations are.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a run is made of
         self,
         ring: ShuffleRing,
         config: TrainConfig,
         place: SAEConfig,
         *,
         callbacks: Sequence[Callback] = (),
+        checkpoints: Checkpoints | None = None,
+        init_from: SAE | None = None,
         device: torch.device | str | None = None,
     ) -> None:
         self.ring, self.config, self.place, self.callbacks = ring, config, place, list(callbacks)
@@ -64,61 +75,80 @@ class Trainer:
         self.recipe = RECIPES[config.architecture](shape, config)
         self.dead = DeadFeatures(config.dead, place.d_sae, config.l0)
         self.generator = torch.Generator().manual_seed(config.seed)
+        self.coefficient = torch.tensor(_FIRST_COEFFICIENT)
         self.scales = Scales(1.0, 1.0)
         self.step = self.tokens = 0
-        self._dead_ids: Tensor | None = None
-        self._device = device
-        self.optimizer: torch.optim.Optimizer
+        self.checkpoints, self._init_from, self._device = checkpoints, init_from, device
+        self.dead_ids: Tensor | None = None
+        self._last_x = torch.zeros(0, place.d_in)
+        self.optimizer = torch.optim.Adam(self.recipe.parameters(), lr=0.0, betas=config.optimizer.betas, fused=True)
 
     def run(self) -> SAE:
         """Train to the end and return the dictionary.
 
-        Raises: TrainingError: when a loss is not finite.
+        Raises:
+            TrainingError: when a loss is not finite, or the folder holds another run.
+            SystemExit: after SIGINT or SIGTERM, where there are checkpoints; one is saved first.
         """
-        self._start()
-        for callback in self.callbacks:
-            callback.on_start(self.config, self.tokens)
-        try:
-            while self.step < self.config.steps and self._advance():
-                pass
-        finally:
+        with ExitStack() as stack:
+            request = StopRequest()
+            if self.checkpoints is not None:
+                stack.enter_context(self.checkpoints.held())
+                request = stack.enter_context(noted_signals())
+            self._start()
             for callback in self.callbacks:
-                callback.on_end()
+                callback.on_start(self.config, self.tokens)
+                stack.callback(callback.on_end)
+            while self.step < self.config.steps and self._advance():
+                self._save_if_due(request)
         return self._finish()
 
     @torch.no_grad()
-    def dictionary(self) -> SAE:
-        """Return the dictionary as it is now, on activations as they are."""
-        tensors = self.scales.undone(self.recipe.tensors())
-        k = max(round(self.config.l0), 1)
-        sae = SAE(replace(self.place, k=k, training=self._provenance()))
-        sae.load_state_dict(tensors)
+    def dictionary(self, sample: Tensor | None = None) -> SAE:
+        """Return the dictionary as it is now, on activations as they are.
+
+        Args:
+            sample: Activations on which a threshold is calibrated; None: those that come next.
+        """
+        tensors = self.recipe.tensors()
+        if self.recipe.calibrated:
+            x, _ = self._split(self.ring.peek(_SAMPLE)) if sample is None else (sample, sample)
+            threshold = threshold_for(tensors, x.to(tensors["W_enc"].device) * self.scales.x, self.config.l0)
+            tensors["threshold"] = threshold.expand(self.place.d_sae)
+        sae = SAE(replace(self.place, training=self._provenance()))
+        sae.load_state_dict(self.scales.undone(tensors))
         return sae.to(self.recipe.W_dec.device).eval()
 
     def _start(self) -> None:
+        """Begin anew, or where the last checkpoint stands."""
         sample = self.ring.peek(_SAMPLE)
         device = sample.device if self._device is None else torch.device(self._device)
-        self.recipe.to(device)
-        self.dead.to(device)
-        self.optimizer = torch.optim.Adam(
-            self.recipe.parameters(), lr=0.0, betas=self.config.optimizer.betas, fused=True
-        )
+        for module in (self.recipe, self.dead):
+            module.to(device)
+        self.coefficient = self.coefficient.to(device)
+        saved = self.checkpoints.load() if self.checkpoints is not None else None
+        if saved is not None:
+            restore(self, saved)
+            return
         x, y = self._split(sample.to(device))
         self.scales = Scales(scale_of(x), scale_of(y))
         initialise(self.recipe, x * self.scales.x, y * self.scales.y)
+        if self._init_from is not None:
+            self.recipe.load(self.scales.applied(dict(self._init_from.float().state_dict())))
 
     def _advance(self) -> bool:
         """Do a step; False when the data have ended."""
         rows = self.ring.take(min(self.config.batch, self.config.tokens - self.tokens))
         if not len(rows):
             warn(
-                f"The data ended after {self.tokens} of {self.config.tokens} activations, before the learning rate fell. "
-                f"Set tokens={self.tokens}, or give data that can be read again.",
+                f"The data ended after {self.tokens} of {self.config.tokens} activations, with the learning rate still "
+                f"high. Set tokens={self.tokens}, or give data that can be read again.",
                 HfsaeWarning,
                 stacklevel=4,
             )
             return False
         x, y = self._split(rows.to(self.recipe.W_dec.device))
+        self._last_x = x
         terms = self._update(x * self.scales.x, y * self.scales.y)
         self.tokens += len(rows)
         self.step += 1
@@ -127,17 +157,20 @@ class Trainer:
         return True
 
     def _update(self, x: Tensor, y: Tensor) -> Terms:
-        moment = Moment(self.step / self.config.steps)
+        moment = Moment(self.step / self.config.steps, self.coefficient)
         terms = self.recipe(x, y, moment)
         self._revive(terms, x, moment)
         self.optimizer.zero_grad()
-        terms.loss.backward()
+        terms.loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(self.recipe.parameters(), self.config.optimizer.clip, foreach=True)
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         self.optimizer.step()
         self.recipe.constrain()
         self.dead.tick(terms)
+        if self.recipe.controlled:
+            wanted = wanted_l0(self.config.l0, self.place.d_sae, moment.progress)
+            self.coefficient = controlled(self.coefficient, terms.l0, wanted, _GAIN)
         if moment.progress < self.config.dead.reseed_until and self._due(max(self.config.steps // _RESEEDS, 1)):
             self.dead.reseed(self.recipe, self.optimizer, terms.error, self.generator)
         return terms
@@ -146,10 +179,10 @@ class Trainer:
         """Add the dead features' loss once new starts are over."""
         if moment.progress < self.config.dead.reseed_until or not self.config.dead.aux_coefficient:
             return
-        if self._dead_ids is None or self._due(_LOOK_EVERY):
-            self._dead_ids = self.dead.dead
-        if len(self._dead_ids):
-            terms.losses["aux"] = self.dead.aux_loss(self.recipe, x, terms.error, self._dead_ids)
+        if self.dead_ids is None or self._due(_LOOK_EVERY):
+            self.dead_ids = self.dead.dead
+        if len(self.dead_ids):
+            terms.losses["aux"] = self.dead.aux_loss(self.recipe, x, terms.error, self.dead_ids)
 
     def _due(self, every: int) -> bool:
         return self.step % every == every - 1
@@ -162,9 +195,10 @@ class Trainer:
     def _report(self, terms: Terms) -> None:
         losses = {name: float(loss.detach()) for name, loss in terms.losses.items()}
         if not all(map(math.isfinite, losses.values())):
+            good = self.checkpoints.latest if self.checkpoints is not None else None
             raise TrainingError(
                 f"The loss is {losses} after step {self.step} ({self.tokens} activations). It must be finite. "
-                "Lower the learning rate, or look for outliers in the activations."
+                f"The last good checkpoint is {good}. Lower the learning rate, or look for outliers in the activations."
             )
         figures = Figures(
             step=self.step,
@@ -184,16 +218,28 @@ class Trainer:
         return (rows[:, :d_in], rows[:, d_in:]) if rows.shape[1] > d_in else (rows, rows)
 
     def _finish(self) -> SAE:
-        sae = self.dictionary()
+        held_out = self._unseen()
+        # Where nothing was kept back, because the data ended, the last that was seen has to serve.
+        first = next(held_out, self._last_x)
+        sae = self.dictionary(first)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in sae.state_dict().values()):
-            raise TrainingError("The trained weights are not finite. Lower the learning rate.")
-        sae.statistics = measure(sae, self._unseen())
+            raise TrainingError("The trained weights are not finite. They must be. Lower the learning rate.")
+        sae.statistics = measure(sae, chain([first], held_out))
         return sae
 
     def _unseen(self) -> Iterator[Tensor]:
-        """Yield what was kept back, or, where the data were all used, once more what comes first."""
-        while len(rows := self.ring.take(_MEASURE_BATCH)):
+        """Yield what was kept back."""
+        while len(rows := self.ring.take(_SAMPLE)):
             yield self._split(rows.to(self.recipe.W_dec.device))[0]
+
+    def _save_if_due(self, request: StopRequest) -> None:
+        if self.checkpoints is None:
+            return
+        stopped = request.signal is not None
+        if stopped or self.step % self.checkpoints.every == 0 or self.step == self.config.steps:
+            self.checkpoints.save(run_state(self), self.step)
+        if request.signal is not None:
+            raise SystemExit(128 + request.signal)
 
     def _provenance(self) -> dict[str, Any]:
         return {**self.ring.rows.describe(), "tokens": self.tokens, "steps": self.step, "config": self.config.to_dict()}

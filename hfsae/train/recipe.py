@@ -1,0 +1,181 @@
+"""What every recipe of training has: parameters, the terms of a batch, and the way to a finished dictionary.
+
+A recipe works on scaled activations (mean squared norm 1) and minimises
+
+    FVU of the batch + what the architecture adds + what dead features are for (dead_features.py)
+
+`tensors` gives the weights of the dictionary it has become; calibration.py undoes the scaling. The recipes themselves,
+one for each architecture, are in recipes.py.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from hfsae.errors import InvalidValue, did_you_mean
+from hfsae.sae import losses
+from hfsae.sae.kernels import gather_decode
+from hfsae.train.config import TrainConfig
+
+_SEED_OFFSET = 5_811_737
+"""Added to the seed of the weights: a synthetic world drawn from the same small seed would hand them its truth."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a dictionary in training reads and writes."""
+
+    d_in: int
+    """Width of x."""
+    d_sae: int
+    """Number of features."""
+    d_out: int
+    """Width of what is reconstructed."""
+    transcodes: bool = False
+    """Whether that is something else than x."""
+    skip: bool = False
+    """Whether a linear path goes around the features."""
+
+
+@dataclass
+class Terms:
+    """What a batch gave: the losses by name, already weighted, and what is known of the codes."""
+
+    losses: dict[str, Tensor]
+    """Their sum is minimised."""
+    counts: Int[Tensor, " d_sae"]
+    """On how many tokens each feature fired."""
+    error: Float[Tensor, "batch d_out"]
+    """What was left over, without a gradient."""
+    n_tokens: int
+    """Tokens in the batch."""
+    extra: dict[str, Tensor] = field(default_factory=dict)
+    """Further figures to show."""
+
+    @property
+    def loss(self) -> Tensor:
+        """The sum of the losses."""
+        return torch.stack(list(self.losses.values())).sum()
+
+    @property
+    def l0(self) -> Tensor:
+        """Features that fired per token."""
+        return self.counts.sum() / self.n_tokens
+
+
+@dataclass
+class Moment:
+    """Where in the run a step stands, and what may change from step to step."""
+
+    progress: float = 0.0
+    """Share of the steps that are done."""
+    coefficient: float | Tensor = 0.0
+    """Of the sparsity loss, where a controller holds L0."""
+
+
+class Recipe(nn.Module):
+    """Parameters every architecture has, and the sparse route through them.
+
+    Args:
+        shape: Widths, and whether it transcodes.
+        config: k, the seed and the recipe's own settings.
+    """
+
+    settings: ClassVar[dict[str, Any]] = {}
+    """What `TrainConfig.recipe` may set, with the defaults."""
+    controlled: ClassVar[bool] = False
+    """Whether L0 is held by a controller on a coefficient."""
+    calibrated: ClassVar[bool] = False
+    """Whether the threshold is found after training, as the one that holds L0 on fresh activations."""
+
+    variance: Tensor
+
+    def __init__(self, shape: Shape, config: TrainConfig) -> None:
+        super().__init__()
+        self.shape, self.k = shape, config.l0
+        self.options = chosen_options(type(self), config)
+        generator = torch.Generator().manual_seed(config.seed + _SEED_OFFSET)
+        self.W_dec = nn.Parameter(_unit_rows(shape.d_sae, shape.d_out, generator))
+        same = shape.d_in == shape.d_out
+        encoder = self.W_dec.detach().clone() if same else _unit_rows(shape.d_sae, shape.d_in, generator)
+        self.W_enc = nn.Parameter(encoder)
+        self.b_enc = nn.Parameter(torch.zeros(shape.d_sae))
+        self.b_dec = nn.Parameter(torch.zeros(shape.d_out))
+        self.b_pre = nn.Parameter(torch.zeros(shape.d_in)) if shape.transcodes else None
+        self.W_skip = nn.Parameter(torch.zeros(shape.d_out, shape.d_in)) if shape.skip else None
+        self.register_buffer("variance", torch.tensor(1.0))
+
+    def centred(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+        """Return x less what the encoder subtracts: b_dec where it writes what it reads, else a bias of its own."""
+        return x - (self.b_dec if self.b_pre is None else self.b_pre)
+
+    def base(self, x: Float[Tensor, "batch d_in"]) -> Tensor:
+        """Return the part of the reconstruction that no feature makes: the bias, and the skip path."""
+        return self.b_dec if self.W_skip is None else self.b_dec + functional.linear(x, self.W_skip)
+
+    def forward(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], moment: Moment) -> Terms:
+        """Return the losses of a batch: x is encoded, y reconstructed (the same tensor unless it transcodes)."""
+        raise NotImplementedError
+
+    def __call__(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Run `forward`."""
+        terms: Terms = super().__call__(x, y, moment)
+        return terms
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring the weights back to where they are allowed, after each step: decoder rows of length 1."""
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8))
+
+    @torch.no_grad()
+    def load(self, tensors: dict[str, Tensor]) -> None:
+        """Begin from a dictionary's weights, on scaled activations."""
+        for name, tensor in tensors.items():
+            parameter = getattr(self, name, None)
+            if parameter is not None:
+                parameter.copy_(tensor)
+
+    @torch.no_grad()
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the dictionary's weights, decoder rows of length 1, still on scaled activations."""
+        named = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "b_pre", "W_skip")}
+        return {name: tensor.detach().clone() for name, tensor in named.items() if tensor is not None}
+
+    def sparse_terms(self, values: Tensor, indices: Tensor, x: Tensor, y: Tensor) -> Terms:
+        """Return the terms of codes with k slots a token; a slot of value 0 did not fire."""
+        x_hat = gather_decode(values, indices, self.W_dec, None) + self.base(x)
+        counts = _fired_counts(values, indices, self.shape.d_sae)
+        fvu = losses.reconstruction(x_hat, y, self.variance)
+        return Terms({"fvu": fvu}, counts, (y - x_hat).detach(), len(x))
+
+    def dense_terms(self, f: Float[Tensor, "batch d_sae"], x: Tensor, y: Tensor) -> Terms:
+        """Return the terms of dense codes: where too many features fire for the sparse route to pay."""
+        x_hat = f @ self.W_dec + self.base(x)
+        fvu = losses.reconstruction(x_hat, y, self.variance)
+        return Terms({"fvu": fvu}, (f.detach() > 0).sum(0), (y - x_hat).detach(), len(x))
+
+
+def chosen_options(recipe: type[Recipe], config: TrainConfig) -> dict[str, Any]:
+    """Return the recipe's settings with those of the config in place of the defaults.
+
+    Raises: InvalidValue: for a setting that the recipe does not have.
+    """
+    for name in config.recipe:
+        if name not in recipe.settings:
+            raise InvalidValue(
+                f"{config.architecture!r} has no setting {name!r} in its recipe.{did_you_mean(name, recipe.settings)}"
+            )
+    return {**recipe.settings, **config.recipe}
+
+
+def _unit_rows(count: int, width: int, generator: torch.Generator) -> Tensor:
+    return functional.normalize(torch.randn(count, width, generator=generator), dim=1)
+
+
+def _fired_counts(values: Tensor, indices: Tensor, d_sae: int) -> Tensor:
+    fired = (values.detach() > 0).flatten()
+    return indices.new_zeros(d_sae).index_add_(0, indices.flatten(), fired.to(indices.dtype))
