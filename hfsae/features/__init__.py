@@ -1,7 +1,18 @@
-"""What features mean: an index of what they fire on, cards, labels and a dashboard."""
+"""What features mean: an index of what they fire on, cards, labels, a dashboard, and measures that need no judge."""
 
 from hfsae.features.card import Example, FeatureCard
 from hfsae.features.index import FeatureIndex
 from hfsae.features.indexing import index_features
+from hfsae.features.measures import Contrast, compare, mask_f1, rule_f1, seed_stability
 
-__all__ = ["Example", "FeatureCard", "FeatureIndex", "index_features"]
+__all__ = [
+    "Contrast",
+    "Example",
+    "FeatureCard",
+    "FeatureIndex",
+    "compare",
+    "index_features",
+    "mask_f1",
+    "rule_f1",
+    "seed_stability",
+]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hfsae.data.tokens import TokenBatch
 from hfsae.features.contexts import LEFT, WIDTH, BestContexts, Contexts
+from hfsae.features.firings import Fired
 from hfsae.features.tallies import PairCounts
 
 HISTOGRAM_FROM, HISTOGRAM_BINS = -10.0, 40
@@ -21,16 +22,6 @@ POSITION_BINS = 12
 SAMPLES_PER_RANGE, SAMPLE_RANGES = 2, 20
 """A random sample of contexts is kept for every octave of strength."""
 _HASH_ROW, _HASH_POSITION, _HASH_FEATURE = 0x5851F42D4C957F2D, 0x14057B7EF767814F, 0x2545F4914F6CDD1D
-
-
-@dataclass(frozen=True, eq=False)
-class Fired:
-    """The firings of one batch, one per entry."""
-
-    row: Tensor
-    position: Tensor
-    feature: Tensor
-    value: Tensor
 
 
 @dataclass(eq=False)

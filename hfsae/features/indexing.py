@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from hfsae.attach import Attachment
 from hfsae.data.limits import special_ids, vocabulary_size
-from hfsae.data.tokens import TokenBatch, batches, spliced_mask
+from hfsae.data.tokens import TokenBatch, batches
 from hfsae.errors import InvalidValue, Mismatch
 from hfsae.features.attribution import logit_attribution, nearest
-from hfsae.features.collecting import Collected, Fired
+from hfsae.features.collecting import Collected
+from hfsae.features.firings import firings
 from hfsae.features.index import FeatureIndex
-from hfsae.hooks import capture
 from hfsae.passes import at_rest
 from hfsae.sites import unwrap
 
@@ -64,8 +64,8 @@ def index_features(  # noqa: PLR0913
     )
     saved_at = collected.tokens
     with at_rest(model):
-        for batch in _with_bar(_rest(stream, collected.rows), progress):
-            _add(collected, attachment, model, batch)
+        for batch, mask, fired in firings(attachment, _with_bar(_rest(stream, collected.rows), progress)):
+            collected.add(batch, mask, fired)
             if folder is not None and collected.tokens - saved_at >= save_every:
                 _finished(attachment, model, collected, tokenizer).save(folder)
                 saved_at = collected.tokens
@@ -98,17 +98,6 @@ def _rest(stream: Any, done: int) -> Any:
             fresh = slice(max(done - seen, 0), None)
             yield TokenBatch(batch.input_ids[fresh], batch.attention_mask[fresh], batch.special_mask[fresh])
         seen += rows
-
-
-def _add(collected: Collected, attachment: Attachment, model: nn.Module, batch: TokenBatch) -> None:
-    device = next(model.parameters()).device
-    (x,) = capture(model, [attachment.point], **batch.to(device).model_inputs())
-    mask = spliced_mask(batch.to(x.device), x, attachment.dictionary.config)
-    f = attachment.dictionary.encode_sparse(x[mask].to(attachment.dictionary.W_enc.device))
-    token, feature, value = (part.cpu() for part in f.fired())
-    mask = mask.cpu()
-    row, position = mask.nonzero(as_tuple=True)
-    collected.add(batch, mask, Fired(row[token], position[token], feature, value.float()))
 
 
 def _finished(attachment: Attachment, model: nn.Module, collected: Collected, tokenizer: Any) -> FeatureIndex:
