@@ -128,7 +128,7 @@ def test_a_model_that_was_only_declared_is_loaded_first(tmp_path):
     model, inputs = tiny("gpt2"), inputs_for("gpt2")
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    lm = nnsight.TransformersModel(str(tmp_path), task="text-generation")
+    lm = nnsight.TransformersModel(str(tmp_path), task="text-generation", tokenizer=tiny_tokenizer())
     assert not lm.dispatched
     with attach(lm, 1, sae=dictionary(), force=True) as att:
         assert lm.dispatched
@@ -143,7 +143,7 @@ def test_remote_runs_are_refused(tmp_path):
     model = tiny("gpt2")
     model.save_pretrained(tmp_path)
     tiny_tokenizer().save_pretrained(tmp_path)
-    lm = nnsight.TransformersModel(str(tmp_path), task="text-generation")
+    lm = nnsight.TransformersModel(str(tmp_path), task="text-generation", tokenizer=tiny_tokenizer())
     att = attach(lm, 1, sae=dictionary(), force=True)
     with pytest.raises(Unsupported, match="remote=True"), lm.trace(**inputs_for("gpt2"), remote=True):
         lm.output.save()

@@ -247,7 +247,8 @@ def _tag(f: Tensor, mean: Tensor | None, std: Tensor | None) -> Tensor:
 
 def _is_abstract(x: Tensor) -> bool:
     """A tensor with a shape and no numbers (meta, fake): answered with shapes alone, the weights stay put."""
-    return x.is_meta or isinstance(x, torch._subclasses.FakeTensor)
+    fake = isinstance(x, torch._subclasses.FakeTensor) and not torch.compiler.is_compiling()  # not one being exported
+    return x.is_meta or fake
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
