@@ -76,8 +76,10 @@ def make_model(out: Path, recipe: Recipe | None = None) -> None:
     streams = {name: tokens_of(texts, tokenizer) for name, texts in sources.items()}
     model = new_model(recipe, tokenizer)
     trainer = LanguageModelTrainer(model, streams, recipe, tokenizer.bos_token_id)
-    train_language_model(trainer, checkpoint=out / "training_state.pt", every=200)
+    state = out / "training_state.pt"
+    train_language_model(trainer, checkpoint=state, every=200)
     save_model(out, model, tokenizer, recipe)
+    state.unlink()
 
 
 def save_model(out: Path, model: "GPT2LMHeadModel", tokenizer: "PreTrainedTokenizerFast", recipe: Recipe) -> None:
