@@ -106,7 +106,7 @@ class Site:
 class Point:
     """A site in one model: the module, and whether the activation is its input or its output.
 
-    The activation is the output, or its first element where that is a tuple, a list or a ``ModelOutput``; as an input it
+    The activation is the output, or its first element where that is a tuple, list or ``ModelOutput``; as an input it
     is the first positional argument, else ``hidden_states=``, else the first tensor among the keyword arguments.
     """
 
