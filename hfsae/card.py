@@ -7,7 +7,6 @@ it, which stays. Every number in it comes from the dictionaries' `eval.json`.
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +58,8 @@ class CardEntry:
     """Its config.json."""
     measured: Mapping[str, Any] = field(default_factory=dict)
     """Its eval.json; empty when it was not measured."""
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    """Its labels.json."""
     files: Sequence[tuple[str, int, str]] = ()
     """Name, size in bytes and sha256 of its files."""
 
@@ -81,10 +82,18 @@ class CardEntry:
 
     @property
     def examples(self) -> list[Mapping[str, Any]]:
-        """Some of its features, as measured."""
+        """Some of its features: those that eval.json shows, else those that have a label."""
         recorded = self.measured.get("examples")
-        found = recorded if isinstance(recorded, Sequence) and not isinstance(recorded, str) else ()
+        found = recorded if isinstance(recorded, list) else [self._labelled(feature) for feature in self.labels]
         return [example for example in found if isinstance(example, Mapping)][:_EXAMPLES]
+
+    def _labelled(self, feature: str) -> Mapping[str, Any] | None:
+        label, density = self.labels[feature], self.measured.get("density")
+        if not feature.isdecimal() or len(feature) > 9 or not isinstance(label, Mapping):
+            return None
+        known = isinstance(density, list) and int(feature) < len(density)
+        said = {"feature": int(feature), "label": label.get("text"), "source": label.get("source")}
+        return said | ({"density": density[int(feature)]} if known and isinstance(density, list) else {})
 
 
 def render(
@@ -131,8 +140,8 @@ def _body(repo_id: str, entries: Sequence[CardEntry], bases: list[dict[str, str]
         entries=entries,
         bases=bases,
         usage=_usage(repo_id, entries[0]),
+        shipped=SHIPPED,
         license=license,
-        version=_version(),
     ).strip()
 
 
@@ -145,6 +154,8 @@ def _usage(repo_id: str, entry: CardEntry) -> str:
     revision = config.get("base_revision")
     pinned = _code(base) + (f", revision={_code(revision)}" if isinstance(revision, str) else "")
     model = f"model = transformers.AutoModelForCausalLM.from_pretrained({pinned})"
+    if repo_id == SHIPPED:  # its dictionaries are in the package, and attach finds them
+        return f"import hfsae\nmodel, tokenizer = hfsae.load_default()\natt = hfsae.attach(model, {where})"
     return "\n".join(
         (
             "import hfsae, transformers",
@@ -173,7 +184,7 @@ def _metadata(repo_id: str, entries: Sequence[CardEntry], bases: list[dict[str, 
     kept_tags = [tag for tag in old.pop("tags", None) or [] if tag not in TAGS]
     for generated in ("model-index", "model_name", "eval_results"):
         old.pop(generated, None)
-    ids = [base["id"] for base in bases]
+    ids = [base["id"] for base in bases if base["id"] != repo_id]
     data = old | {
         "library_name": "hfsae",
         "tags": [*TAGS, *kept_tags],
@@ -194,6 +205,7 @@ def _results(entry: CardEntry) -> "list[EvalResult]":
             task_type="feature-extraction",
             task_name=f"sparse reconstruction at {entry.place}",
             dataset_type="text",
+            dataset_config=entry.place,  # results that agree in task and dataset would be merged into one
             dataset_name=data if isinstance(data, str) else "not recorded",
             metric_type=key,
             metric_name=name,
@@ -259,10 +271,3 @@ def _cell(value: object) -> str:
         .replace("|", "&#124;")
         .replace("`", "&#96;")
     )
-
-
-def _version() -> str:
-    try:
-        return version("hfsae")
-    except PackageNotFoundError:
-        return "from source"

@@ -1,4 +1,3 @@
-import json
 import re
 from importlib.resources import files
 from pathlib import Path
@@ -9,6 +8,8 @@ from huggingface_hub import ModelCard
 from hfsae import card
 from hfsae.card import BEGIN, END, CardEntry, render
 from hfsae.errors import InvalidValue
+from hfsae.hub import publishing
+from hfsae.registry import SHIPPED
 
 MEASURED = {
     "ce_clean": 3.2517,
@@ -88,6 +89,25 @@ def test_use_pins_the_base_revision_and_names_the_dictionary():
     compile(code, "card", "exec")
     assert "from_pretrained('me/base', revision='607a30d')" in code
     assert "SAE.from_pretrained('me/tiny', subfolder='resid_post.layer_1')" in code
+
+
+def test_labels_stand_for_examples_where_none_were_recorded():
+    measured = {key: value for key, value in MEASURED.items() if key != "examples"}
+    labels = {
+        "1": {"text": "imports", "source": "a person"},
+        "x": {"text": "no feature"},
+        "9" * 50: {"text": "too far"},
+    }
+    text = render("me/tiny", [CardEntry(place="a", config=CONFIG, measured=measured, labels=labels)])
+    assert "| 1 | 0.2 | – | – | – | imports (a person) |" in text
+    assert "no feature" not in text
+
+
+def test_results_of_two_dictionaries_stay_apart():
+    two = [entry(), entry("resid_post.layer_2", measured=MEASURED | {"l0": 8.5}, layer=2)]
+    results = ModelCard(render("me/set", two)).data.eval_results
+    found = {result.dataset_config: result.metric_value for result in results if result.metric_type == "l0"}
+    assert found == {"resid_post.layer_1": 31.75, "resid_post.layer_2": 8.5}
 
 
 def test_shipped_model_is_used_through_load_default():
@@ -177,11 +197,7 @@ def test_template_beside_the_cards_is_the_one_in_the_package():
 
 def test_shipped_card_is_what_the_shipped_files_render():
     path = Path(__file__).parents[1] / "model_cards" / "stdlib-gpt2.md"
-    if not path.is_file():
-        pytest.skip("the shipped dictionaries have no card yet")
     text = path.read_text(encoding="utf-8")
-    folders = sorted((Path(__file__).parents[1] / "hfsae" / "default" / "files").glob("*/sae.safetensors"))
-    for folder in (weights.parent for weights in folders):
-        measured = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-        assert f"`{folder.name}`" in text
-        assert f"{measured['recovered_zero']:.4g}" in text
+    dictionaries = publishing.dictionaries_in([Path(str(files("hfsae"))) / "default" / "files"])
+    again = render(SHIPPED, [dictionary.entry() for dictionary in dictionaries], existing=text)
+    assert again == text, "run python model_cards/render.py"

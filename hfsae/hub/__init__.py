@@ -221,9 +221,10 @@ def _present(target: Target, *, dry_run: bool) -> publishing.Present:
 
 
 def _entry(place: str, index: Mapping[str, Any], content: Callable[[str], bytes | None]) -> CardEntry:
-    names = [f"{place}/{name}" for name in (native.CONFIG, native.EVALUATION)]
-    config, measured = (parse_json_object(content(name) or b"{}", name) for name in names)
-    return CardEntry(place=place, config=config, measured=measured, files=publishing.files_in(index, place))
+    names = [f"{place}/{name}" for name in (native.CONFIG, native.EVALUATION, native.LABELS)]
+    config, measured, labels = (parse_json_object(content(name) or b"{}", name) for name in names)
+    files = publishing.files_in(index, place)
+    return CardEntry(place=place, config=config, measured=measured, labels=labels, files=files)
 
 
 def _base_licenses(dictionaries: Sequence[publishing.Dictionary], token: str | None) -> dict[str, str]:

@@ -47,9 +47,9 @@ class Dictionary:
 
     def entry(self) -> CardEntry:
         """What the card says of it."""
-        path = self.folder / native.EVALUATION
-        measured = read_json(path) if path.is_file() else {}
-        return CardEntry(place=self.place, config=self.config, measured=measured, files=self.files)
+        beside = (self.folder / name for name in (native.EVALUATION, native.LABELS))
+        measured, labels = (read_json(path) if path.is_file() else {} for path in beside)
+        return CardEntry(place=self.place, config=self.config, measured=measured, labels=labels, files=self.files)
 
 
 @dataclass(frozen=True)
