@@ -48,6 +48,8 @@ class Call:
     """The hidden states of the first call, None where no tensor came in."""
     output: Tensor | None
     """The first tensor that the first call gave back."""
+    repeated: bool = False
+    """Whether the input came in as several arguments, as query, key and value: then changing one is not changing it."""
 
 
 @dataclass(frozen=True)
@@ -140,6 +142,8 @@ def _recorder(path: str, forward: Callable[..., Any], calls: dict[str, Call]) ->
     def recording(*args: Any, **kwargs: Any) -> Any:
         call = calls.setdefault(path, Call(len(calls), 0, _copy(_hidden_input(args, kwargs)), None))
         call.count += 1
+        given = _hidden_input(args, kwargs)
+        call.repeated |= given is not None and sum(value is given for value in (*args, *kwargs.values())) > 1
         output = forward(*args, **kwargs)
         if call.output is None:
             call.output = _copy(first_tensor(output))

@@ -161,6 +161,8 @@ def _prove_stream(proofs: tuple[BlockProof, ...], calls: list[Call | None], prob
         after = next((other for other in calls[index + 1 :] if other is not None), None)
         for site, io, first, second in (("resid_pre", "input", before, call), ("resid_post", "output", call, after)):
             broken = reason or _unjoined(first, second)
+            if io == "input" and call is not None and call.repeated:
+                broken = "the block is given the stream as several arguments, so its input alone is not the stream"
             if broken:
                 proof.refusals[site] = broken
             else:
