@@ -1,5 +1,6 @@
 """`hfsae.SAE`: a dictionary as users hold it: the module, and how it is loaded, saved and published."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor
 
 from hfsae import hub
-from hfsae.errors import CheckpointError, CheckpointNotFound, InvalidType, InvalidValue, Mismatch, did_you_mean
+from hfsae.errors import CheckpointNotFound, InvalidType, InvalidValue, Mismatch, did_you_mean
 from hfsae.formats import fingerprint, read_checkpoint, write_checkpoint
 from hfsae.formats.checkpoint import Checkpoint
 from hfsae.formats.holdings import locate
-from hfsae.sae.base import SparseCoder
+from hfsae.formats.safetensors_io import check_shapes
+from hfsae.sae.base import SparseCoder, parameter_shapes
 from hfsae.sae.config import DTYPES, SAEConfig
 from hfsae.sae.folding import fold_scale
 from hfsae.sae.sparse import FeatureList
@@ -42,8 +44,10 @@ class SAE(SparseCoder):
         torch.Size([2, 5, 4])
     """
 
-    def __init__(self, config: SAEConfig, *, features: Tensor | None = None) -> None:
-        super().__init__(config, features=features)
+    def __init__(
+        self, config: SAEConfig, *, features: Tensor | None = None, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
+        super().__init__(config, features=features, tensors=tensors)
         self._recorded: tuple[str, tuple[int, ...]] | None = None
 
     @property
@@ -124,12 +128,9 @@ class SAE(SparseCoder):
         config = checkpoint.config
         if dtype is not None:
             config = SAEConfig.from_dict(config.to_dict() | {"dtype": str(dtype).removeprefix("torch.")})
-        with torch.device("meta"):
-            sae = cls(config, features=checkpoint.features)
-        try:
-            sae.load_state_dict(_cast(checkpoint.tensors, config, device), assign=True)
-        except RuntimeError as error:
-            raise CheckpointError(f"{checkpoint.source}: its tensors do not fit its config. {error}") from error
+        rows = None if checkpoint.features is None else len(checkpoint.features)
+        check_shapes(Path(checkpoint.source), checkpoint.tensors, parameter_shapes(config, rows))
+        sae = cls(config, features=checkpoint.features, tensors=_cast(checkpoint.tensors, config, device))
         sae.statistics, sae.labels = checkpoint.statistics, dict(checkpoint.labels)
         if checkpoint.content is not None:
             sae._recorded = (checkpoint.content, sae._versions())

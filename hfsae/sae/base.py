@@ -7,7 +7,7 @@ What `activation_fn` is follows from the architecture's kind (`hfsae.sae.archite
 be folded once (b_pre into the bias) costs one part in d_sae of the product, and a cache that missed an edit would lie.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from jaxtyping import Float
@@ -31,6 +31,7 @@ class SparseCoder(nn.Module):
     Args:
         config: What it is. Parameters are initialised at random: unit decoder rows, the encoder equal to them.
         features: Ids of the rows it holds, when it is a slice of a larger dictionary.
+        tensors: Its parameters by name, used as they are instead of random ones; checked by who read them.
     """
 
     W_enc: Tensor
@@ -41,7 +42,9 @@ class SparseCoder(nn.Module):
     threshold: Tensor | None
     W_skip: Tensor | None
 
-    def __init__(self, config: SAEConfig, *, features: Tensor | None = None) -> None:
+    def __init__(
+        self, config: SAEConfig, *, features: Tensor | None = None, tensors: Mapping[str, Tensor] | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         self.features = features
@@ -49,11 +52,13 @@ class SparseCoder(nn.Module):
         self.labels: dict[int, Label] = {}
         for name, shape in parameter_shapes(config, None if features is None else len(features)).items():
             dtype = torch.float32 if name == "threshold" else getattr(torch, config.dtype)
-            self.register_parameter(name, nn.Parameter(torch.empty(shape, dtype=dtype)))
+            value = torch.empty(shape, dtype=dtype) if tensors is None else tensors[name]
+            self.register_parameter(name, nn.Parameter(value))
         for name in _OPTIONAL:
             if name not in self._parameters:
                 self.register_parameter(name, None)
-        self.reset_parameters()
+        if tensors is None:
+            self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
