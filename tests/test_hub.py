@@ -7,9 +7,11 @@ from hub_stand_in import running_hub
 from safetensors.torch import load_file, save, save_file
 
 from hfsae import hub
+from hfsae.dictionary import SAE
 from hfsae.errors import CheckpointError, CheckpointNotFound, HfsaeWarning, HubError, InvalidValue
 from hfsae.hub import cache
 from hfsae.hub.publishing import Plan
+from hfsae.sae.config import SAEConfig
 
 TOKEN = "hf_good"
 
@@ -403,3 +405,15 @@ def _all_text(error):
         text += f"{error!r}{error}"
         error = error.__cause__
     return text
+
+
+def test_pushed_dictionary_comes_back_the_same(loopback, tmp_path):
+    sae = SAE(SAEConfig(architecture="jumprelu", d_in=6, d_sae=20, site="resid_post", layer=3, base_model="me/base"))
+    sae.push_to_hub("me/sae", token=TOKEN, license="apache-2.0")
+    again = SAE.from_pretrained("me/sae", layer=3)
+    assert again.config == sae.config
+    for name, parameter in sae.named_parameters():
+        assert torch.equal(getattr(again, name), parameter), name
+    rows = SAE.from_pretrained("me/sae", layer=3, features=[4, 9])
+    assert torch.equal(rows.W_dec, sae.W_dec[[4, 9]])
+    assert b"license: apache-2.0" in loopback.repos["me/sae"].head["README.md"]
