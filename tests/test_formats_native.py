@@ -84,7 +84,7 @@ CONTAINERS = {
 def test_a_damaged_container_is_one_clear_error(folder, case):
     data, message = CONTAINERS[case]
     (folder / native.WEIGHTS).write_bytes(data)
-    with pytest.raises(CheckpointError, match=r"sae\.safetensors") as caught, _quickly():
+    with as_in_production(), pytest.raises(CheckpointError, match=r"sae\.safetensors") as caught, _quickly():
         SAE.from_pretrained(folder)
     assert message in str(caught.value)
 
@@ -146,7 +146,7 @@ TENSORS = {
 def test_damaged_weights_are_one_clear_error(folder, case):
     damage, message = TENSORS[case]
     damage(folder)
-    with pytest.raises(CheckpointError, match=r"sae\.safetensors") as caught, _quickly():
+    with as_in_production(), pytest.raises(CheckpointError, match=r"sae\.safetensors") as caught, _quickly():
         SAE.from_pretrained(folder)
     assert message in str(caught.value)
 
@@ -195,7 +195,7 @@ CONFIGS = {
 def test_a_damaged_config_is_one_clear_error(folder, case):
     damage, message = CONFIGS[case]
     damage(folder)
-    with pytest.raises(CheckpointError, match=r"resid_post\.layer_8") as caught, _quickly():
+    with as_in_production(), pytest.raises(CheckpointError, match=r"resid_post\.layer_8") as caught, _quickly():
         SAE.from_pretrained(folder, format="hfsae")
     assert message in str(caught.value)
 
