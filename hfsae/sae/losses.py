@@ -9,8 +9,6 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
-from hfsae.errors import InvalidValue
-
 
 def reconstruction(
     x_hat: Float[Tensor, "batch d"], x: Float[Tensor, "batch d"], variance: Float[Tensor, ""]
@@ -91,9 +89,6 @@ def kl_divergence(
     logits: Float[Tensor, "tokens vocab"], spliced_logits: Float[Tensor, "tokens vocab"]
 ) -> Float[Tensor, ""]:
     """Return the mean KL(clean || spliced) in nats per token, from fp32 log-probabilities."""
-    if logits.shape != spliced_logits.shape:
-        shapes = f"{list(logits.shape)} and {list(spliced_logits.shape)}"
-        raise InvalidValue(f"The logits have shapes {shapes}. They must be equal. Give both of the same tokens.")
     clean, spliced = (t.float().log_softmax(-1) for t in (logits, spliced_logits))
     return (clean.exp() * (clean - spliced)).sum(-1).mean()
 

@@ -1,0 +1,73 @@
+"""How much of known truth the default recipes find: every architecture on every world, nothing tuned.
+
+Run: ``python tests/benchmarks/recovery.py [--worlds uniform zipf] [--architectures topk] [--seeds 0 1 2]``.
+One line a run, in CPU seconds of one thread; the widths and the batch are those of the figures known of other trainers.
+"""
+
+import argparse
+import time
+from itertools import product
+
+import torch
+
+from hfsae.sae.architectures import ARCHITECTURES
+from hfsae.toy.recovery import recovery
+from hfsae.toy.worlds import World
+from hfsae.train import TrainConfig, train
+
+BATCH = 512
+WORLDS = {
+    "uniform": {"name": "uniform", "n": 512, "d": 64, "l0": 5.0},
+    "zipf": {"name": "zipf", "n": 512, "d": 64, "l0": 5.0},
+    "hierarchical": {"name": "hierarchical", "n": 512, "d": 64, "l0": 5.0},
+    "tiny": {"name": "uniform", "n": 256, "d": 32, "l0": 2.5},
+    "large": {"name": "zipf", "n": 2048, "d": 256, "l0": 10.0},
+}
+
+
+class Samples:
+    """A world's activations, the same in each epoch."""
+
+    def __init__(self, world: World, count: int, seed: int) -> None:
+        self.world, self.count, self.seed = world, count, seed
+
+    def __iter__(self):
+        return self.world.activations(self.count, batch=BATCH, seed=1000 + self.seed)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--worlds", nargs="+", default=list(WORLDS), choices=WORLDS)
+    parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=4000)
+    chosen = parser.parse_args()
+    torch.set_num_threads(1)
+    print(f"{'world':13s}{'architecture':17s}seed  rec90  MMCS     F1     L0    FVU   dead  absorption  CPU s")
+    for name, architecture, seed in product(chosen.worlds, chosen.architectures, chosen.seeds):
+        line(name, architecture, seed, chosen.steps)
+
+
+def line(name: str, architecture: str, seed: int, steps: int) -> None:
+    """Train one dictionary and print its scores."""
+    world = World(**WORLDS[name], seed=seed)
+    tokens = BATCH * steps
+    config = TrainConfig(
+        architecture=architecture, d_sae=world.n, target_l0=world.l0, tokens=tokens, batch_size=BATCH, seed=seed
+    )
+    begun = time.thread_time()
+    sae = train(activations=Samples(world, tokens + 2**17, seed), config=config, progress=False)
+    spent = time.thread_time() - begun
+    x, codes = world.sample(16_384, torch.Generator().manual_seed(99))
+    s = recovery(sae, world, x, codes)
+    absorbed = "" if s.absorption is None else f"{s.absorption:.3f}"
+    print(
+        f"{name:13s}{architecture:17s}{seed:4d}{s.rec90:7.3f}{s.mmcs_forward:7.3f}{s.f1:7.3f}{s.l0:7.2f}{s.fvu:7.3f}"
+        f"{s.dead:7.3f}{absorbed:>12s}{spent:7.1f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""CPU time of one full topk training step, ours and the peers' that import, in one process on the same batch.
+
+Run: ``python tests/benchmarks/train_step.py [d_in d_sae batch]``; with the peers, under an interpreter that has them.
+One thread; the best of several steps in the thread's own CPU time. A step is forward, backward, clipping, optimizer,
+and whatever each trainer does besides.
+"""
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from hfsae.sae.config import SAEConfig
+from hfsae.train import TrainConfig
+from hfsae.train.recipe import Moment
+from hfsae.train.trainer import Trainer
+
+K, STEPS = 32, 4
+
+
+def main() -> None:
+    """Print one line per trainer."""
+    d_in, d_sae, batch = (int(a) for a in sys.argv[1:4]) if len(sys.argv) > 3 else (256, 4096, 4096)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    x = torch.randn(batch, d_in) / d_in**0.5
+    W, b, out = torch.randn(d_sae, d_in), torch.zeros(d_sae), torch.empty(batch, d_sae)
+    floor = best(lambda: torch.addmm(b, x, W.T, out=out))
+    print(f"d_in {d_in}, d_sae {d_sae}, batch {batch}: encoder product {1e3 * floor:.0f} ms")
+    ours = best(hfsae_step(x, d_sae))
+    print(f"hfsae                {1e3 * ours:8.0f} ms  {ours / floor:6.2f} products")
+    for name, make in PEERS.items():
+        try:
+            step = make(x, d_sae)
+        except ImportError as error:
+            print(f"{name:20s} not installed ({error.name})")
+            continue
+        spent = best(step)
+        print(f"{name:20s} {1e3 * spent:8.0f} ms  {spent / floor:6.2f} products  {spent / ours:5.1f} x hfsae")
+
+
+def best(step: Callable[[], object]) -> float:
+    """Return the least CPU seconds of several steps."""
+    step()
+    times = []
+    for _ in range(STEPS):
+        begun = time.thread_time()
+        step()
+        times.append(time.thread_time() - begun)
+    return min(times)
+
+
+def hfsae_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
+    """Our trainer's step, without its data."""
+    d_in = x.shape[1]
+    config = TrainConfig(d_sae=d_sae, k=K, tokens=10**9, batch_size=len(x))
+    trainer = Trainer(_NoRing(), config, SAEConfig(architecture="topk", d_in=d_in, d_sae=d_sae, k=K))
+    trainer.step = config.steps // 2
+    trainer.recipe(x, x, Moment())
+    return lambda: trainer._update(x, x)
+
+
+class _NoRing:
+    """A trainer's ring that is never asked."""
+
+
+def sae_lens_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
+    """SAELens' topk forward and backward, its clipping at 1 and its Adam, as its trainer does them."""
+    from sae_lens.saes.sae import TrainStepInput
+    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=x.shape[1], d_sae=d_sae, k=K, device="cpu"))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=3e-4)
+    dead = torch.zeros(d_sae, dtype=torch.bool)
+
+    def step() -> None:
+        given = TrainStepInput(
+            sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=1, is_logging_step=False
+        )
+        out = sae.training_forward_pass(given)
+        optimizer.zero_grad()
+        out.loss.backward()
+        torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
+        optimizer.step()
+
+    return step
+
+
+def dictionary_learning_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
+    """dictionary_learning's own trainer."""
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    trainer = TopKTrainer(
+        steps=9999, activation_dim=x.shape[1], dict_size=d_sae, k=K, layer=0, lm_name="", device="cpu"
+    )
+    return lambda: trainer.update(1, x)
+
+
+def sparsify_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
+    """sparsify's forward and backward, unit decoder with projection, and Adam."""
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    sae = SparseCoder(x.shape[1], SparseCoderConfig(num_latents=d_sae, k=K))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=2e-4)
+
+    def step() -> None:
+        sae.set_decoder_norm_to_unit_norm()
+        out = sae(x)
+        optimizer.zero_grad()
+        out.fvu.backward()
+        sae.remove_gradient_parallel_to_decoder_directions()
+        optimizer.step()
+
+    return step
+
+
+PEERS = {"SAELens": sae_lens_step, "dictionary_learning": dictionary_learning_step, "sparsify": sparsify_step}
+
+if __name__ == "__main__":
+    main()
