@@ -156,7 +156,7 @@ class Selector:
     """``"prompt"``, ``"generated"`` or both."""
 
     @staticmethod
-    def of(positions: Positions = None, rows: Rows = None, phase: str = "all") -> "Selector":
+    def of(positions: object = None, rows: object = None, phase: object = "all") -> "Selector":
         """Check what a caller passed and return it as a selector.
 
         Raises:

@@ -1,14 +1,24 @@
 """Compiled and exported models."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from attach_cases import dictionary, inputs_for, logits, tiny
 
+import hfsae.hooks
 from hfsae.attach import attach
 
+# The type checks of the test run cannot be traced: these tests run again in a process without them.
+CHECKED = hasattr(hfsae.hooks.capture, "__wrapped__")
+unchecked = pytest.mark.skipif(CHECKED, reason="runs in a process without type checks")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
 
 
+@unchecked
 def test_a_model_compiled_before_attaching_follows_every_step():
     model, inputs = tiny("gpt2"), inputs_for("gpt2")
     torch.compiler.reset()
@@ -25,6 +35,7 @@ def test_a_model_compiled_before_attaching_follows_every_step():
     assert torch.equal(logits(compiled, inputs), bare)
 
 
+@unchecked
 def test_edits_of_one_structure_share_one_graph():
     model, inputs = tiny("gpt2"), inputs_for("gpt2")
     torch.compiler.reset()
@@ -44,6 +55,7 @@ def test_edits_of_one_structure_share_one_graph():
     assert len(graphs) <= 2
 
 
+@unchecked
 def test_an_exported_model_keeps_its_splice():
     model, inputs = tiny("gpt2"), inputs_for("gpt2")
     with attach(model, 1, sae=dictionary()) as att:
@@ -51,3 +63,14 @@ def test_an_exported_model_keeps_its_splice():
         expected = logits(model, inputs)
         exported = torch.export.export(model, (), {**inputs, "use_cache": False}, strict=False)
         torch.testing.assert_close(exported.module()(**inputs, use_cache=False).logits, expected)
+
+
+@pytest.mark.skipif(not CHECKED, reason="this is that process")
+def test_compiled_models_in_a_process_without_type_checks():
+    root = Path(__file__).parents[1]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", __file__]
+    done = subprocess.run(
+        command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout[-4000:]
+    assert "3 passed" in done.stdout

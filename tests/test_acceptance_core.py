@@ -24,9 +24,9 @@ def test_idle_spliced_ablated_and_detached_models_compute_what_they_should(famil
     with att.splice():
         spliced = logits(model, inputs)
     assert torch.equal(spliced, hooked(model, module, sae, inputs))
-    with att.ablate(range(16)) as edit:
+    with att.ablate(range(64)) as edit:
         ablated = logits(model, inputs)
-    by_hook = hooked(model, module, lambda x: x - sae.encode(x)[..., :16] @ sae.W_dec[:16], inputs)
+    by_hook = hooked(model, module, lambda x: x - sae.encode(x)[..., :64] @ sae.W_dec[:64], inputs)
     torch.testing.assert_close(ablated, by_hook, atol=1e-5, rtol=1e-5)
     assert edit.tokens_changed > 0
     assert not torch.equal(ablated, bare)
