@@ -9,8 +9,6 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 import hfsae
 from hfsae import plots
 from hfsae.reading import TokenFeatures
@@ -18,7 +16,10 @@ from hfsae.reading import TokenFeatures
 TEXT = (
     'def read(path):\n    """Return the text of a file."""\n    if not path:\n        raise ValueError("empty path")\n'
 )
-PROMPT = "    def close(self):\n        "
+PROMPT = "The default value is"
+RAISING = "    if not callable(func):\n        raise"
+RAISE = 3707
+"""A labelled feature of the shipped dictionary: `raise`."""
 
 
 def parse() -> argparse.Namespace:
@@ -27,8 +28,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--model", help="Hub id or folder of a causal model (default: the shipped one)")
     parser.add_argument("--sae", help="Hub id or folder of a dictionary (default: the one registered for the model)")
     parser.add_argument("--layer", type=int, default=None)
-    parser.add_argument("--steer", type=int, default=None, help="feature to steer (default: a labelled one)")
-    parser.add_argument("--strength", type=float, default=1.5, help="in multiples of the feature's maximum")
+    parser.add_argument(
+        "--steer", type=int, default=None, help="feature to steer (default: one that raises exceptions)"
+    )
+    parser.add_argument("--strength", type=float, default=0.7, help="in multiples of the feature's maximum")
     parser.add_argument(
         "--ablate", type=int, default=None, help="feature to switch off (default: the text's strongest)"
     )
@@ -44,7 +47,7 @@ def load(args: argparse.Namespace) -> tuple[hfsae.Attachment, object, list[str]]
     if args.model is None:
         model, tokenizer = hfsae.load_default()
         texts = hfsae.default_texts("validation")
-        layer = 1 if args.layer is None else args.layer
+        layer = 2 if args.layer is None else args.layer
     else:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -54,8 +57,8 @@ def load(args: argparse.Namespace) -> tuple[hfsae.Attachment, object, list[str]]
 
 
 def strongest(top: Sequence[TokenFeatures]) -> int:
-    """Return the feature with the largest activation on any token."""
-    return max((value, feature) for entry in top for feature, value, _ in entry.features)[1]
+    """Return the feature with the largest activation on any token but the first."""
+    return max((value, feature) for entry in top[1:] for feature, value, _ in entry.features)[1]
 
 
 def label(dictionary: hfsae.SAE, feature: int) -> str:
@@ -74,24 +77,25 @@ def main() -> None:
     top = attachment.top_features(tokenizer(args.text, return_tensors="pt"), k=3, tokenizer=tokenizer)
     print(top)
 
-    steered = next(iter(dictionary.labels), 0) if args.steer is None else args.steer
+    steered = (RAISE if args.model is None else strongest(top)) if args.steer is None else args.steer
     ablated = strongest(top) if args.ablate is None else args.ablate
-    ids = tokenizer(args.prompt, return_tensors="pt")
 
-    def continued() -> str:
-        torch.manual_seed(0)
+    def continued(prompt: str) -> str:
+        ids = tokenizer(prompt, return_tensors="pt")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", hfsae.HfsaeWarning)
-            written = attachment.model.generate(**ids, max_new_tokens=40, do_sample=False, repetition_penalty=1.1)
+            written = attachment.model.generate(**ids, max_new_tokens=30, do_sample=False, repetition_penalty=1.1)
         return tokenizer.decode(written[0], skip_special_tokens=True)
 
-    print("\n2. The same prompt, three ways")
-    print(f"--- as the model is\n{continued()}")
+    print("\n2. A feature steered, a feature ablated")
+    print(f"--- as the model is\n{continued(args.prompt)}")
     with attachment.steer(steered, args.strength, unit="max"):
         print(f"--- feature {steered} ({label(dictionary, steered)}) steered by {args.strength:g} x its maximum")
-        print(continued())
+        print(continued(args.prompt))
+    prompt = RAISING if args.model is None else args.prompt
+    print(f"--- as the model is\n{continued(prompt)}")
     with attachment.ablate(ablated):
-        print(f"--- feature {ablated} ({label(dictionary, ablated)}) ablated\n{continued()}")
+        print(f"--- feature {ablated} ({label(dictionary, ablated)}) ablated\n{continued(prompt)}")
 
     print("\n3. What splicing the reconstruction costs")
     evaluation = hfsae.evaluate(attachment, texts, tokenizer=tokenizer, max_tokens=args.max_tokens)

@@ -155,8 +155,9 @@ def _recorder(path: str, forward: Callable[..., Any], calls: dict[str, Call]) ->
 def _hidden_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
     if args:
         return first_tensor(args[0])
-    if isinstance(kwargs.get("hidden_states"), Tensor):
-        return kwargs["hidden_states"]
+    hidden = kwargs.get("hidden_states")
+    if isinstance(hidden, Tensor):
+        return hidden
     return next((value for value in kwargs.values() if isinstance(value, Tensor)), None)
 
 

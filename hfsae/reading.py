@@ -22,6 +22,10 @@ from hfsae.sites import base_model_id
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")
 
 
+# How byte-level and sentence-piece tokenizers write a space, a line break and a tab.
+_READABLE = str.maketrans({"Ġ": " ", "▁": " ", "Ċ": "↵", "ĉ": "⇥"})
+
+
 class Recording:
     """While open, keeps the features of every token that passes the attachment in this thread: one entry per forward.
 
@@ -159,7 +163,7 @@ def token_names(given: object, inputs: Mapping[str, Tensor]) -> list[list[str]]:
         return []
     encodings = getattr(given, "encodings", None)
     if encodings and len(encodings) == len(ids):
-        return [list(encoding.tokens) for encoding in encodings]
+        return [[token.translate(_READABLE) for token in encoding.tokens] for encoding in encodings]
     return [[str(i) for i in row] for row in ids.tolist()]
 
 

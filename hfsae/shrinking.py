@@ -131,6 +131,8 @@ def _fit_head_dims(part: Any, before: MutableMapping[str, Any]) -> None:
         width = next((name for name in _WIDTH_NAMES if _is_count(before.get(name))), None)
         if not (_is_count(heads) and _is_count(dim) and width):
             continue
+        assert isinstance(heads, int)
+        assert isinstance(dim, int)
         ratio = heads * dim / before[width]
         fitted = ratio * vars(part)[width] / vars(part)[heads_name]
         if ratio * 4 == int(ratio * 4) and fitted == int(fitted):

@@ -80,8 +80,9 @@ def find_last_map(block: nn.Module, path: str, inside: Mapping[str, Call]) -> st
         if call.count != 1 or call.output is None or not isinstance(weight, Tensor) or weight.dim() != 2:
             continue
         for tensor in (given.output, given.input):
-            same_size = tensor is not None and tensor.numel() == call.output.numel()
-            if same_size and tensor is not call.input and _close(call.output.reshape(tensor.shape), tensor):
+            if tensor is None or tensor is call.input or tensor.numel() != call.output.numel():
+                continue
+            if _close(call.output.reshape(tensor.shape), tensor):
                 return name
     return None
 
@@ -89,11 +90,12 @@ def find_last_map(block: nn.Module, path: str, inside: Mapping[str, Call]) -> st
 def _candidates(
     family: Family, block: nn.Module, inside: Mapping[str, Call], x: Tensor
 ) -> Iterator[tuple[str | None, str | None, str | None]]:
+    none: list[str | None] = [None]
     attn = [path for path in _usable(family.attn_out, inside, x) if not _is_mlp(block, path)]
     mlp = _usable(family.mlp_out, inside, x)
     cross = _usable(family.cross_out, inside, x)
     if (attn or not family.attn_out) and (mlp or not family.mlp_out):
-        yield from product(attn or [None], mlp or [None], cross or [None])
+        yield from product(attn or none, mlp or none, cross or none)
 
 
 def _usable(paths: Iterable[str], inside: Mapping[str, Call], x: Tensor) -> list[str]:

@@ -43,7 +43,7 @@ def test_every_public_method_has_a_docstring(name):
 def test_functions_win_over_the_modules_of_the_same_name():
     import hfsae.attach
     import hfsae.evaluate
-    import hfsae.train  # noqa: F401
+    import hfsae.train
 
     assert all(callable(f) for f in (hfsae.attach, hfsae.evaluate, hfsae.train))
 

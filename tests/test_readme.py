@@ -20,8 +20,9 @@ def snippets(language: str) -> list[str]:
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory) -> Path:
     """A folder with a tiny GPT-2, its tokenizer and a dictionary, in place of what a snippet takes from the Hub."""
-    from hfsae import SAE, SAEConfig, load_default
     from transformers import GPT2Config, GPT2LMHeadModel
+
+    from hfsae import SAE, SAEConfig, load_default
 
     folder = tmp_path_factory.mktemp("hub")
     _, tokenizer = load_default()
@@ -40,7 +41,8 @@ def stand_in(tmp_path_factory) -> Path:
 def test_python_snippet_runs(number, stand_in, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = snippets("python")[number]
-    code = code.replace("openai-community/gpt2", str(stand_in / "model")).replace("owner/repo", str(stand_in / "dictionary"))
+    code = code.replace("openai-community/gpt2", str(stand_in / "model"))
+    code = code.replace("owner/repo", str(stand_in / "dictionary"))
     exec(compile(code, f"README snippet {number}", "exec"), {"__name__": "readme"})
 
 

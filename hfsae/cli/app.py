@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated
 
@@ -18,7 +19,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
 )
-for _name, _command in {
+_COMMANDS: dict[str, Callable[..., None]] = {
     "info": info.info,
     "features": features.features,
     "steer": steer.steer,
@@ -27,7 +28,8 @@ for _name, _command in {
     "push": push.push,
     "convert": convert.convert,
     "demo": demo.demo,
-}.items():
+}
+for _name, _command in _COMMANDS.items():
     app.command(_name)(_command)
 
 

@@ -24,7 +24,7 @@ Device = Annotated[
     str | None, typer.Option(help="Where to run, such as cuda or cpu. Without it: wherever the model loads.")
 ]
 
-DEFAULT_LAYER = 1
+DEFAULT_LAYER = 2
 """The layer of the shipped model that commands look at when none is named."""
 
 

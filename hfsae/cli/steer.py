@@ -1,6 +1,6 @@
 """`hfsae steer`: a generation before and after edits."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 import typer
@@ -58,7 +58,7 @@ def _edit(attachment: Attachment, steered: list[str], ablated: list[int], unit: 
         number, _, strength = item.partition(":")
         if not number.strip().isdigit() or not _is_number(strength):
             raise InvalidValue(f"--feature {item!r} cannot be read. Expected FEATURE:STRENGTH, such as 1204:2.5.")
-        edits.append(attachment.steer(int(number), float(strength), unit=unit))
+        edits.append(attachment.steer(int(number), float(strength), unit=cast(Any, unit)))
     if ablated:
         edits.append(attachment.ablate(ablated))
     if not edits:

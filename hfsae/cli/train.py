@@ -1,7 +1,7 @@
 """`hfsae train`: train a dictionary on a model's activations."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -37,7 +37,7 @@ def train(
     """
     if out.exists():
         raise InvalidValue(f"{str(out)!r} exists. Nothing is replaced. Name a new folder with --out.")
-    chosen = {"d_sae": features, "k": k, "tokens": tokens}
+    chosen: dict[str, Any] = {"d_sae": features, "k": k, "tokens": tokens}
     config = TrainConfig(seed=seed, **{name: value for name, value in chosen.items() if value is not None})
     texts = [str(file) for file in files] if files else default_texts("train")
     loaded, tokenizer = open_model(model, device)

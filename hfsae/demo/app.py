@@ -12,6 +12,7 @@ from hfsae.demo.handlers import Handlers
 from hfsae.demo.page import Preset, build, read_presets
 from hfsae.demo.render import CSS
 from hfsae.demo.state import Request
+from hfsae.dictionary import SAE
 from hfsae.errors import MissingPackage
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def demo(
     Args:
         model: Hub id or folder of a causal model; None takes the shipped one.
         sae: Hub id or folder of a dictionary; None takes the one registered for the model.
-        layer: Block; 1 in the shipped model.
+        layer: Block; 2 in the shipped model.
         site: Where in the block.
         index: What its features mean, for search and cards.
 
@@ -59,11 +60,11 @@ def demo(
         MissingPackage: when gradio is not installed.
     """
     attachment, tokenizer, opening = _open(model, sae, layer, site)
-    handlers = Handlers(Engine(attachment, tokenizer), Cards(attachment.dictionary, index), opening, COST_TEXT)
+    handlers = Handlers(Engine(attachment, tokenizer), Cards(_public(attachment), index), opening, COST_TEXT)
     presets = _presets() if model is None else []
     start = presets[0].request if presets else Request(prompt="The ")
     title = (
-        f"`{attachment.dictionary.id}` · {attachment.dictionary.config.d_sae:,} features at `{attachment.module_path}`"
+        f"`{_public(attachment).id}` · {attachment.dictionary.config.d_sae:,} features at `{attachment.module_path}`"
     )
     _gradio()
     return build(handlers, start, presets, title)
@@ -112,13 +113,19 @@ def _gradio() -> Any:
 def _open(model: str | None, sae: str | None, layer: int | None, site: str) -> tuple[Attachment, Any, str]:
     if model is None:
         loaded, tokenizer = load_default()
-        layer = 1 if layer is None else layer
+        layer = 2 if layer is None else layer
         return attach(loaded, layer, site, sae=sae), tokenizer, DEFAULT_OPENING.format(layer=layer)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     opened: Any = AutoModelForCausalLM.from_pretrained(model)
     opening = HUB_OPENING.format(model=model, layer=layer, sae=sae)
     return attach(opened, layer, site, sae=sae), AutoTokenizer.from_pretrained(model), opening
+
+
+def _public(attachment: Attachment) -> SAE:
+    """The dictionary, which the demo opened itself and so is a public one."""
+    assert isinstance(attachment.dictionary, SAE)
+    return attachment.dictionary
 
 
 def _presets() -> list[Preset]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import or_
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
@@ -197,7 +197,7 @@ class Cost:
 def _make(attachment: Attachment, choice: EditChoice, rows: list[int] | None) -> Edit:
     """The edit of one choice; one line a kind, as in `state.KINDS`."""
     make = {
-        "steer": lambda: attachment.steer(choice.feature, choice.value, unit=choice.unit, rows=rows),
+        "steer": lambda: attachment.steer(choice.feature, choice.value, unit=cast(Any, choice.unit), rows=rows),
         "set": lambda: attachment.set(choice.feature, choice.value, rows=rows),
         "scale": lambda: attachment.scale(choice.feature, choice.value, rows=rows),
         "clamp": lambda: attachment.clamp(choice.feature, max=choice.value, rows=rows),
