@@ -5,9 +5,9 @@ reconstruction, and with zero, in place of x. The mean of x over all of the data
 with that. Where the activation is the whole residual stream, rows that an ablation makes equal are run once.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 from hfsae.attach import Attachment
 from hfsae.data.limits import longest_row, special_ids, vocabulary_size
@@ -20,8 +20,7 @@ from hfsae.scoring import LossFn
 
 __all__ = ["Evaluation", "evaluate"]
 
-Metrics = Literal["all", "reconstruction"]
-
+_METRICS = ("all", "reconstruction")
 _Item = TypeVar("_Item")
 
 
@@ -38,7 +37,7 @@ def evaluate(  # noqa: PLR0913
     exclude_special_tokens: bool | None = None,
     exclude_first_position: bool | None = None,
     loss_fn: LossFn | None = None,
-    metrics: Metrics = "all",
+    metrics: str = "all",
     progress: bool = True,
 ) -> Evaluation:
     """Measure a dictionary in its model: reconstruction, features, and the loss with it spliced in.
@@ -59,7 +58,7 @@ def evaluate(  # noqa: PLR0913
         exclude_special_tokens: In place of the dictionary's own policy; likewise ``exclude_first_position``.
         loss_fn: A loss of your own, from the model's outputs and the `TokenBatch`: one number per item, or their mean.
             It takes the place of cross-entropy, and no KL is measured.
-        metrics: ``"reconstruction"`` leaves all losses out, and the model runs no further than the site.
+        metrics: ``"all"``; ``"reconstruction"`` leaves all losses out, and the model runs no further than the site.
         progress: Show a bar when it takes more than two seconds.
 
     Raises:
@@ -67,8 +66,8 @@ def evaluate(  # noqa: PLR0913
             or the model has no next-token loss and no ``loss_fn`` is given.
         InvalidType: for data of another kind, or texts without a tokenizer.
     """
-    if metrics not in ("all", "reconstruction"):
-        raise InvalidValue(f"metrics={metrics!r} is unknown.{did_you_mean(str(metrics), ('all', 'reconstruction'))}")
+    if metrics not in _METRICS:
+        raise InvalidValue(f"metrics={metrics!r} is unknown.{did_you_mean(str(metrics), _METRICS)}")
     config = attachment.dictionary.config
     policy = replace(
         config,
@@ -104,11 +103,8 @@ def _chosen(given: bool | None, default: bool) -> bool:
     return default if given is None else given
 
 
-def _with_bar(items: list[_Item], progress: bool, what: str) -> Iterable[_Item]:
+def _with_bar(items: list[_Item], progress: bool, what: str) -> Iterator[_Item]:
     from tqdm import tqdm
 
     # disable=None: no bar where no one watches, such as a file.
-    bar: Iterable[_Item] = tqdm(
-        items, desc=what, unit="batch", delay=2, leave=False, disable=None if progress else True
-    )
-    return bar
+    yield from tqdm(items, desc=what, unit="batch", delay=2, leave=False, disable=None if progress else True)

@@ -24,7 +24,7 @@ _COUNTS = ("count", "total", "max", "histogram", "by_position", "token_count", "
 _SHOWN_TOKENS, _SHOWN_SAMPLES = 8, 12
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureIndex:
     """What the features of one dictionary fire on. Made by `index_features`; ``index[i]`` is the card of a feature."""
 
@@ -41,6 +41,9 @@ class FeatureIndex:
 
     def __len__(self) -> int:
         return self.collected.d_sae
+
+    def __repr__(self) -> str:
+        return f"FeatureIndex of {self.dictionary}: {len(self):,} features over {self.tokens:,} tokens"
 
     @property
     def tokens(self) -> int:

@@ -1,5 +1,6 @@
 """`index_features`: one pass over data that shows what every feature fires on."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def _begun(attachment: Attachment, folder: str | Path | None, contexts: int, voc
     return index.collected
 
 
-def _rest(stream: Any, done: int) -> Any:
+def _rest(stream: Iterator[TokenBatch], done: int) -> Iterator[TokenBatch]:
     """Pass over the rows that an earlier run has counted."""
     seen = 0
     for batch in stream:
@@ -131,7 +132,8 @@ def _vocabulary(tokenizer: Any, size: int) -> list[str]:
     return [tokenizer.decode([token]) if token < known else f"⟨{token}⟩" for token in range(size)]
 
 
-def _with_bar(items: Any, progress: bool) -> Any:
+def _with_bar(items: Iterator[TokenBatch], progress: bool) -> Iterator[TokenBatch]:
     from tqdm import tqdm
 
-    return tqdm(items, desc="index", unit="batch", delay=2, leave=False, disable=None if progress else True)
+    # disable=None: no bar where no one watches, such as a file.
+    yield from tqdm(items, desc="index", unit="batch", delay=2, leave=False, disable=None if progress else True)

@@ -15,10 +15,10 @@ from hfsae.dictionary import SAE
 from hfsae.evaluate import evaluate
 from hfsae.sae.config import SAEConfig
 
-ROWS, CONTEXT, BATCH = 8, 256, 4
+ROWS, CONTEXT, BATCH = 16, 128, 8
 
 
-def seconds(run: Callable[[], object], repeats: int = 3) -> float:
+def seconds(run: Callable[[], object], repeats: int = 2) -> float:
     """Least CPU time of some runs; other work on the machine only ever adds."""
     times = []
     for _ in range(repeats):
