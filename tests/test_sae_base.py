@@ -198,6 +198,7 @@ def test_tensors_without_numbers_are_answered_with_shapes(architecture, x):
         for abstract in (x.to("meta"), mode.from_tensor(x)):
             assert sae.encode(abstract).shape == (3, 7, D_SAE)
             assert sae(abstract).shape == x.shape
+            assert sae.encode_sparse(abstract).shape == (3, 7, D_SAE)
             assert sae.decode(sae.encode(abstract)).shape == x.shape
             assert sae.encode(abstract, features=[1]).shape == (3, 7, 1)
     assert sae.W_enc.device.type == "cpu"

@@ -7,6 +7,7 @@ What `activation_fn` is follows from the architecture's kind (`hfsae.sae.archite
 be folded once (b_pre into the bias) costs one part in d_sae of the product, and a cache that missed an edit would lie.
 """
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -109,6 +110,8 @@ class SparseCoder(nn.Module):
         """
         _check_encodable(self, x)
         leading = tuple(x.shape[:-1])
+        if _is_abstract(x):
+            return _abstract_codes(self, x)
         with _no_autocast(x):
             given = coding.read(self, x)
             values, ids, offsets = coding.encode_flat(self, given.x)
@@ -254,6 +257,15 @@ def _is_abstract(x: Tensor) -> bool:
     """A tensor with a shape and no numbers (meta, fake): answered with shapes alone, the weights stay put."""
     fake = isinstance(x, torch._subclasses.FakeTensor) and not torch.compiler.is_compiling()  # not one being exported
     return x.is_meta or fake
+
+
+def _abstract_codes(coder: SparseCoder, x: Tensor) -> SparseFeatures:
+    leading, d_sae = tuple(x.shape[:-1]), coder.config.d_sae
+    if coder.kind != "thresholded":
+        values = x.new_empty(*leading, coder.config.k or 1)
+        return SparseFeatures(values, values.long(), d_sae, None, leading)
+    offsets = x.new_zeros(math.prod(leading) + 1, dtype=torch.int64)
+    return SparseFeatures(x.new_empty(0), offsets[:0], d_sae, offsets, leading)
 
 
 def _no_autocast(x: Tensor) -> torch.autocast:
