@@ -13,6 +13,8 @@ import torch as _torch  # noqa: F401 - every public name needs it, so its cost i
 if TYPE_CHECKING:
     from hfsae import toy
     from hfsae.attach import Attachment, attach, attachments, detach_all
+    from hfsae.baking import bake
+    from hfsae.bundles import load_attached, load_edits, save_attached, save_edits
     from hfsae.default import default_texts, load_default
     from hfsae.dictionary import SAE
     from hfsae.edits import Edit, sweep
@@ -42,16 +44,23 @@ __all__ = [
     "Trainer",
     "attach",
     "attachments",
+    "bake",
     "default_texts",
     "detach_all",
     "evaluate",
+    "load_attached",
     "load_default",
+    "load_edits",
+    "save_attached",
+    "save_edits",
     "sweep",
     "toy",
     "train",
 ]
 
 _HOMES = {
+    "baking": ("bake",),
+    "bundles": ("load_attached", "load_edits", "save_attached", "save_edits"),
     "attach": ("Attachment", "attach", "attachments", "detach_all"),
     "default": ("default_texts", "load_default"),
     "dictionary": ("SAE",),

@@ -89,8 +89,13 @@ def test_autocast_does_not_reach_into_the_dictionary():
         logits(model, inputs_for("llama"))
         with att.splice():
             logits(model, inputs_for("llama"))
+        with att.set([3, 5, 8], 7.3):
+            logits(model, inputs_for("llama"))
     raw.remove()
-    assert torch.equal(seen[1], sae(seen[0].float()).to(seen[0].dtype))
+    x = seen[0].float()
+    assert torch.equal(seen[1], sae(x).to(seen[0].dtype))
+    changed = x + (7.3 - sae.encode(x)[..., [3, 5, 8]]) @ sae.W_dec[[3, 5, 8]]
+    assert torch.equal(seen[2], changed.to(seen[0].dtype))
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama", "bert", "t5", "vit", "mixtral"])
