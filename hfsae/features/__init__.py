@@ -3,6 +3,7 @@
 from hfsae.features.card import Example, FeatureCard
 from hfsae.features.index import FeatureIndex
 from hfsae.features.indexing import index_features
+from hfsae.features.label_files import load_labels, save_labels
 from hfsae.features.measures import Contrast, compare, mask_f1, rule_f1, seed_stability
 
 __all__ = [
@@ -12,7 +13,9 @@ __all__ = [
     "FeatureIndex",
     "compare",
     "index_features",
+    "load_labels",
     "mask_f1",
     "rule_f1",
+    "save_labels",
     "seed_stability",
 ]
