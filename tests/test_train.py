@@ -1,5 +1,7 @@
 """Training: every architecture finds known features, sparse gradients are the dense ones, settings are checked."""
 
+import sys
+
 import pytest
 import torch
 from torch.nn import functional
@@ -272,3 +274,16 @@ def test_recipes_name_settings_they_do_not_have(x):
 def test_jumprelu_trains_on_a_smooth_count_too(x):
     config = TrainConfig(architecture="jumprelu", recipe={"loss": "tanh"}, **SHORT)
     assert fvu(train(activations=x, config=config, progress=False), x[:1000]) < 0.6
+
+
+def test_strongest_through_a_bf16_shortlist_is_the_exact_selection(monkeypatch):
+    module = sys.modules["hfsae.train.recipe"]
+    recipe = RECIPES["topk"](Shape(24, 256, 24), TrainConfig(d_sae=256, k=6))
+    x = torch.randn(512, 24, generator=torch.Generator().manual_seed(0))
+    exact = dense_codes(*recipe.strongest(x, 6), 256)
+    monkeypatch.setattr(module, "_scans_in_bf16", lambda W_enc: True)
+    torch.testing.assert_close(dense_codes(*recipe.strongest(x, 6), 256), exact)
+
+
+def dense_codes(values, indices, d_sae):
+    return torch.zeros(len(values), d_sae).scatter_add(1, indices, values.detach())

@@ -10,6 +10,7 @@ from torch import Tensor
 from hfsae.data.ring import Rows, ShuffleRing
 from hfsae.data.rows import IterableRows, ModelRows, TensorRows
 from hfsae.data.sources import open_source
+from hfsae.data.store import ActivationStore
 from hfsae.dictionary import SAE
 from hfsae.errors import InvalidType, InvalidValue, Mismatch
 from hfsae.sae.config import SAEConfig
@@ -21,13 +22,18 @@ from hfsae.train.recipes import default_groups
 from hfsae.train.trainer import Trainer, kept_back
 
 _CHECKPOINTS = 20
+_PLACE = (
+    *("site", "layer", "module", "io", "stack", "base_model"),
+    *("exclude_special_tokens", "exclude_first_position", "norm_outlier"),
+)
+"""What a store knows of a dictionary's place."""
 
 
 def train(  # noqa: PLR0913
     model: Any = None,
     data: Any = None,
     *,
-    activations: Tensor | Iterable[Any] | None = None,
+    activations: Tensor | ActivationStore | Iterable[Any] | None = None,
     tokenizer: Any = None,
     layer: int | None = None,
     site: str = "resid_post",
@@ -52,8 +58,8 @@ def train(  # noqa: PLR0913
         model: Any HuggingFace model. It is only read; its forward stops at the site.
         data: Text, texts, token ids, rows with a "text" or an "input_ids" column, a dataset, or `Path` objects of text,
             jsonl or parquet files.
-        activations: In place of a model and data: a tensor ``[..., d_in]``, or an iterable of such; for a transcoder a
-            pair ``(x, y)``, or an iterable of pairs.
+        activations: In place of a model and data: a tensor ``[..., d_in]``, an iterable of such, or what
+            `cache_activations` returns; for a transcoder a pair ``(x, y)``, or an iterable of pairs.
         tokenizer: The model's own; needed for text.
         layer: Block, counted from 0; negative counts from the end.
         site: Where in the block.
@@ -121,6 +127,9 @@ def train(  # noqa: PLR0913
 def _given(activations: Any, config: TrainConfig, skip: bool) -> tuple[Rows, SAEConfig]:
     """Return given activations, and the config of a dictionary of them."""
     pair = isinstance(activations, tuple) and len(activations) == 2 and all(isinstance(t, Tensor) for t in activations)
+    if isinstance(activations, ActivationStore):
+        own = {name: value for name, value in activations.place.to_dict().items() if name in _PLACE}
+        return activations, _place(config, activations.width, **own)
     if isinstance(activations, Tensor):
         return (rows := TensorRows(activations, seed=config.seed)), _place(config, rows.width)
     if pair:

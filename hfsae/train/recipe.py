@@ -9,6 +9,7 @@ one for each architecture, are in recipes.py.
 """
 
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar
 
 import torch
@@ -18,9 +19,13 @@ from torch.nn import functional
 
 from hfsae.errors import InvalidValue, did_you_mean
 from hfsae.sae import losses
-from hfsae.sae.kernels import gather_decode
+from hfsae.sae.kernels import gather_decode, preactivations_at, products_at, topk_scan
 from hfsae.train.config import TrainConfig
 
+_SPARE = 4
+"""Candidates in a bf16 shortlist beyond those wanted, at least."""
+_WORTH_BF16 = 2**18
+"""Encoder weights from which on a scan in bf16 pays."""
 _SEED_OFFSET = 5_811_737
 """Added to the seed of the weights: a synthetic world drawn from the same small seed would hand them its truth."""
 
@@ -113,6 +118,23 @@ class Recipe(nn.Module):
         """Return x less what the encoder subtracts: b_dec where it writes what it reads, else a bias of its own."""
         return x - (self.b_dec if self.b_pre is None else self.b_pre)
 
+    def strongest(self, x: Float[Tensor, "batch d_in"], k: int) -> tuple[Tensor, Tensor]:
+        """Return the k largest pre-activations of each token, 0 where they are not above 0, and their features.
+
+        On CPUs with bf16 units a scan in bf16 makes a shortlist, which is scored and cut in fp32: half the time.
+        """
+        centred = self.centred(x)
+        if not _scans_in_bf16(self.W_enc):
+            return topk_scan(centred, self.W_enc, self.b_enc, k)
+        with torch.no_grad():
+            slots = min(k + max(k // 4, _SPARE), self.shape.d_sae)
+            _, shortlist = topk_scan(centred.bfloat16(), self.W_enc.bfloat16(), self.b_enc.bfloat16(), slots)
+            starts = torch.arange(0, len(x) * slots + 1, slots)
+            z = products_at(centred, self.W_enc, shortlist.flatten(), starts).view(-1, slots) + self.b_enc[shortlist]
+            values, places = z.relu().topk(k, dim=1, sorted=False)
+            indices = shortlist.gather(1, places)
+        return preactivations_at(centred, self.W_enc, self.b_enc, values, indices), indices
+
     def base(self, x: Float[Tensor, "batch d_in"]) -> Tensor:
         """Return the part of the reconstruction that no feature makes: the bias, and the skip path."""
         return self.b_dec if self.W_skip is None else self.b_dec + functional.linear(x, self.W_skip)
@@ -170,6 +192,18 @@ def chosen_options(recipe: type[Recipe], config: TrainConfig) -> dict[str, Any]:
                 f"{config.architecture!r} has no setting {name!r} in its recipe.{did_you_mean(name, recipe.settings)}"
             )
     return {**recipe.settings, **config.recipe}
+
+
+def _scans_in_bf16(W_enc: Tensor) -> bool:
+    # What the processor says, not a timing: a run that goes on after a crash has to take the same route.
+    capable = W_enc.device.type == "cpu" and _has_bf16_units()
+    return capable and W_enc.numel() >= _WORTH_BF16
+
+
+@cache
+def _has_bf16_units() -> bool:
+    # Not public in torch up to 2.13; without it, no processor is taken for capable.
+    return bool(getattr(torch.cpu, "_is_avx512_bf16_supported", bool)())
 
 
 def _unit_rows(count: int, width: int, generator: torch.Generator) -> Tensor:

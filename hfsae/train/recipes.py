@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from hfsae.errors import InvalidValue
 from hfsae.sae import losses
-from hfsae.sae.kernels import gather_decode, topk_scan
+from hfsae.sae.kernels import gather_decode
 from hfsae.sae.pursuit import matching_pursuit
 from hfsae.train.config import TrainConfig
 from hfsae.train.recipe import Moment, Recipe, Shape, Terms
@@ -28,7 +28,7 @@ class TopK(Recipe):
 
     def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
         """Return the terms of a batch."""
-        values, indices = topk_scan(self.centred(x), self.W_enc, self.b_enc, round(self.k))
+        values, indices = self.strongest(x, round(self.k))
         return self.sparse_terms(values, indices, x, y)
 
 
@@ -46,9 +46,9 @@ class BatchTopK(Recipe):
     def codes(self, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
         """Return values and features, in slots of which some may be 0."""
         if moment.progress < self.options["batch_from"]:
-            return topk_scan(self.centred(x), self.W_enc, self.b_enc, round(self.k))
+            return self.strongest(x, round(self.k))
         slots = min(round(_SHORTLIST * self.k), self.shape.d_sae)
-        values, indices = topk_scan(self.centred(x), self.W_enc, self.b_enc, slots)
+        values, indices = self.strongest(x, slots)
         kept = round(self.k * len(x))
         floor = values.detach().flatten().topk(min(kept, values.numel()), sorted=False).values.amin()
         return values * (values >= floor), indices
