@@ -1,8 +1,8 @@
 """Runs of one model over one batch: clean, and with the activation at a site replaced, no layer more often than needed.
 
 1. The clean run keeps what the last block below the site returned, and what the body of the model returned to its head.
-2. A run with a replacement starts there: the blocks below give back what was kept. This is proved on the first batch,
-   by a run without a replacement that must give the clean result bit for bit; else everything runs every time.
+2. A run with a replacement starts there: the blocks below give back what was kept. This is proved on the first run,
+   by one without a replacement that must give the clean result bit for bit; else everything runs every time.
 3. Logits come from the model's own head on the kept result of its body, for some positions at a time, so that the
    ``[batch, seq, vocab]`` of a run never exists.
 """
