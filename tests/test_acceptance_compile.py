@@ -26,7 +26,7 @@ def test_a_model_compiled_before_attaching_follows_every_step():
     bare = logits(compiled, inputs)
     att = attach(compiled, 1, sae=dictionary())
     assert torch.equal(logits(compiled, inputs), bare)
-    for edit in (att.splice(), att.ablate(3), att.steer(3, 5.0) | att.scale(5, 2.0)):
+    for edit in (att.splice(), att.ablate(range(64)), att.steer(3, 5.0) | att.scale(range(64), 2.0)):
         with edit:
             expected = logits(model, inputs)
             torch.testing.assert_close(logits(compiled, inputs), expected, atol=1e-5, rtol=1e-5)

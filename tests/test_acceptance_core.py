@@ -51,6 +51,24 @@ def test_an_edit_that_changes_no_feature_is_bit_for_bit_the_model(architecture, 
             assert edit.tokens_met == 20
 
 
+def test_a_hook_on_the_features_reads_and_edits_them_all():
+    model, inputs = tiny("gpt2"), inputs_for("gpt2")
+    bare = logits(model, inputs)
+
+    def clear(_module, _args, f):
+        assert f.shape == (2, 10, 96)
+        f[..., :64] = 0
+
+    with attach(model, 1, sae=dictionary()) as att:
+        with att.ablate(range(64)):
+            expected = logits(model, inputs)
+        handle = att.mount.features.register_forward_hook(clear)
+        torch.testing.assert_close(logits(model, inputs), expected, atol=1e-5, rtol=1e-5)
+        handle.remove()
+        assert not torch.equal(expected, bare)
+        assert torch.equal(logits(model, inputs), bare)
+
+
 def test_names_and_state_of_the_model_stay_its_own_while_attached(tmp_path):
     model, inputs = tiny("gpt2"), inputs_for("gpt2")
     bare = logits(model, inputs)

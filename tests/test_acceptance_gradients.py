@@ -26,7 +26,7 @@ def test_recomputed_layers_see_the_edits_of_their_own_forward(module, reentrant)
     model, inputs = tiny("llama").train(), inputs_for("llama")
     place = {"layer": 1} if module is None else {"module": module}
     with attach(model, sae=dictionary(), force=True, **place) as att:
-        edits = [att.steer(3, 3.0, positions=[1, 4]) | att.scale(5, 2.0), att.ablate(7)]
+        edits = [att.steer(3, 3.0, positions=[1, 4]) | att.scale(range(4, 64), 2.0), att.ablate(range(64))]
         plain = [gradients(model, inputs, edit) for edit in edits]
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable({"use_reentrant": reentrant})

@@ -21,6 +21,7 @@ def wrapped(order, sae, **options):
     return model, lm, attach(lm, 1, sae=sae, **options)
 
 
+IDS = list(range(64))
 ORDERS = pytest.mark.parametrize("order", ["attach first", "wrap first"])
 
 
@@ -41,10 +42,11 @@ def test_a_trace_reads_and_edits_features(order):
     raw = raw[0] if isinstance(raw, tuple) else raw
     assert torch.equal(raw, read)
     assert torch.equal(written, following)
-    with att.ablate([3, 5]):
+    with att.ablate(IDS):
         expected = logits(model, inputs)
+    assert not torch.equal(expected, bare)
     with lm.trace(**inputs):
-        lm.transformer.h[1].sae.features.output[..., [3, 5]] = 0
+        lm.transformer.h[1].sae.features.output[..., IDS] = 0
         edited = lm.output.logits.save()
     torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-5)
     with lm.trace(**inputs):
@@ -100,7 +102,7 @@ def test_generate_with_iteration_sees_each_step():
     model = tiny("gpt2")
     lm = nnsight.TransformersModel(model, tokenizer=tiny_tokenizer())
     options = {"max_new_tokens": 4, "do_sample": False}
-    with attach(lm, 1, sae=sae) as att, att.ablate([3, 5]):
+    with attach(lm, 1, sae=sae) as att, att.ablate(IDS):
         expected = model.generate(**inputs, **options)
         with lm.generate(inputs["input_ids"], **options) as tracer:
             steps = nnsight.save([])
@@ -108,7 +110,7 @@ def test_generate_with_iteration_sees_each_step():
                 steps.append(lm.transformer.h[1].sae.features.output)
             ids = tracer.result.save()
     assert [step.shape[1] for step in steps] == [10, 1, 1, 1]
-    assert all(not step[..., [3, 5]].any() for step in steps)
+    assert all(not step[..., IDS].any() for step in steps)
     assert torch.equal(ids, expected)
 
 
