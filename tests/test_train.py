@@ -1,16 +1,17 @@
 """Training: every architecture finds known features, sparse gradients are the dense ones, settings are checked."""
 
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.nn import functional
 
 from hfsae.dictionary import SAE
-from hfsae.errors import HfsaeWarning, InvalidType, InvalidValue, Mismatch, TrainingError
+from hfsae.errors import HfsaeWarning, InvalidType, InvalidValue, Mismatch, MissingPackage, TrainingError
 from hfsae.sae.architectures import ARCHITECTURES
 from hfsae.toy.worlds import World
-from hfsae.train import DataConfig, DeadConfig, History, OptimizerConfig, TrainConfig, train
+from hfsae.train import DataConfig, DeadConfig, History, LogTo, OptimizerConfig, TrainConfig, train
 from hfsae.train.calibration import Scales, threshold_for
 from hfsae.train.dead_features import DeadFeatures
 from hfsae.train.recipe import Moment, Shape
@@ -287,3 +288,30 @@ def test_strongest_through_a_bf16_shortlist_is_the_exact_selection(monkeypatch):
 
 def dense_codes(values, indices, d_sae):
     return torch.zeros(len(values), d_sae).scatter_add(1, indices, values.detach())
+
+
+@pytest.mark.parametrize("tool", ["trackio", "wandb"])
+def test_figures_are_logged_where_asked_for(tool, x, monkeypatch):
+    seen = []
+    stand_in = SimpleNamespace(
+        init=lambda **options: seen.append(options["project"]),
+        log=lambda figures, step: seen.append(step),
+        finish=lambda: seen.append("finished"),
+    )
+    monkeypatch.setitem(sys.modules, tool, stand_in)
+    train(activations=x, config=quick(), callbacks=[LogTo(tool, project="mine")], progress=False)
+    assert seen == ["mine", *range(1, 17), "finished"]
+
+
+def test_logging_names_what_is_missing_or_unknown(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(MissingPackage, match="pip install wandb"):
+        LogTo("wandb")
+    with pytest.raises(InvalidValue, match="Did you mean 'wandb'"):
+        LogTo("wandbb")
+
+
+def test_progress_bar_shows_tokens_and_losses(x, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    train(activations=x, config=quick())
+    assert "fvu" in capsys.readouterr().err

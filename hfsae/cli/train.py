@@ -39,7 +39,7 @@ def train(
         raise InvalidValue(f"{str(out)!r} exists. Nothing is replaced. Name a new folder with --out.")
     chosen: dict[str, Any] = {"d_sae": features, "k": k, "tokens": tokens}
     config = TrainConfig(seed=seed, **{name: value for name, value in chosen.items() if value is not None})
-    texts = [str(file) for file in files] if files else default_texts("train")
+    texts: list[Path] | list[str] = files if files else default_texts("train")
     loaded, tokenizer = open_model(model, device)
     run(loaded, texts, tokenizer=tokenizer, layer=layer, site=site, config=config).save_pretrained(out)
     typer.echo(f"written: {out}")

@@ -85,14 +85,6 @@ def jumprelu(
     return f
 
 
-def kl_divergence(
-    logits: Float[Tensor, "tokens vocab"], spliced_logits: Float[Tensor, "tokens vocab"]
-) -> Float[Tensor, ""]:
-    """Return the mean KL(clean || spliced) in nats per token, from fp32 log-probabilities."""
-    clean, spliced = (t.float().log_softmax(-1) for t in (logits, spliced_logits))
-    return (clean.exp() * (clean - spliced)).sum(-1).mean()
-
-
 class _Step(torch.autograd.Function):
     @staticmethod
     def forward(ctx: FunctionCtx, z: Tensor, threshold: Tensor, bandwidth: float) -> Tensor:

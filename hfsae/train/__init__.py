@@ -1,7 +1,7 @@
 """Training dictionaries."""
 
 from hfsae.train.api import train
-from hfsae.train.callbacks import Callback, Figures, History, ProgressBar
+from hfsae.train.callbacks import Callback, Figures, History, LogTo, ProgressBar
 from hfsae.train.config import DataConfig, DeadConfig, OptimizerConfig, TrainConfig
 from hfsae.train.trainer import Trainer
 
@@ -11,6 +11,7 @@ __all__ = [
     "DeadConfig",
     "Figures",
     "History",
+    "LogTo",
     "OptimizerConfig",
     "ProgressBar",
     "TrainConfig",

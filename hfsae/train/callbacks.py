@@ -2,8 +2,10 @@
 
 import time
 from dataclasses import dataclass, field
+from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
+from hfsae.errors import InvalidValue, MissingPackage, did_you_mean
 from hfsae.train.config import TrainConfig
 
 
@@ -92,3 +94,52 @@ class History:
 
     def on_end(self) -> None:
         """Nothing to do."""
+
+
+class LogTo:
+    """Sends the figures to trackio, wandb or tensorboard, where that is installed.
+
+    Args:
+        tool: One of the three.
+        options: Arguments of its ``init`` (project, name, ...), or of tensorboard's ``SummaryWriter`` (log_dir, ...).
+    Raises:
+        InvalidValue: for another tool.
+        MissingPackage: when it is not installed.
+    """
+
+    def __init__(self, tool: str, **options: Any) -> None:
+        if tool not in _PACKAGES:
+            raise InvalidValue(f"There is no logging to {tool!r}.{did_you_mean(tool, _PACKAGES)}")
+        try:
+            self._package: Any = import_module(_PACKAGES[tool])
+        except ImportError as error:
+            raise MissingPackage(
+                f"Logging to {tool} needs the package {tool}. It is not installed. Run: pip install {tool}"
+            ) from error
+        self._tool, self._options = tool, options
+        self._writer: Any = None
+
+    def on_start(self, config: TrainConfig, tokens_done: int) -> None:
+        """Open a run there."""
+        if self._tool == "tensorboard":
+            self._writer = self._package.SummaryWriter(**self._options)
+        else:
+            self._package.init(**{"config": config.to_dict(), "project": "hfsae", **self._options})
+
+    def on_figures(self, figures: Figures) -> None:
+        """Send the figures."""
+        if self._tool == "tensorboard":
+            for name, value in figures.flat().items():
+                self._writer.add_scalar(name, value, figures.step)
+        else:
+            self._package.log(figures.flat(), step=figures.step)
+
+    def on_end(self) -> None:
+        """Close the run."""
+        if self._tool == "tensorboard":
+            self._writer.close()
+        else:
+            self._package.finish()
+
+
+_PACKAGES = {"trackio": "trackio", "wandb": "wandb", "tensorboard": "torch.utils.tensorboard"}
