@@ -176,3 +176,30 @@ def test_continuous_batching_refuses_what_it_cannot_tell_apart():
         Selector.of(positions=[3]).mask(tokens)
     with pytest.raises(Unsupported, match="continuous batching"):
         tokens.per_row(torch.zeros(2, 1, 1))
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_continuous_batching_obeys_applied_edits_and_warns_of_scoped_ones():
+    from transformers import ContinuousBatchingConfig, GenerationConfig
+
+    model, prompts = tiny("llama"), [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
+    small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32)  # else it sizes its cache from the free memory
+    config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1)
+
+    def batched():
+        done = model.generate_batch(inputs=prompts, generation_config=config, continuous_batching_config=small)
+        return {name: output.generated_tokens for name, output in done.items()}
+
+    with attach(model, 1, sae=dictionary()) as att:
+        bare = batched()
+        with pytest.warns(HfsaeWarning, match="bind"), att.steer(3, 20.0):
+            assert batched() == bare
+        edit = att.steer(3, 20.0).apply()
+        assert batched() != bare
+        assert edit.tokens_changed > 0
+        edit.remove()
+        att.steer(3, torch.tensor([1.0, 2.0])).apply()
+        assert all(tokens == [] for tokens in batched().values())
+        att.clear()
+        assert batched() == bare
