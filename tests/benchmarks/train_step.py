@@ -17,6 +17,8 @@ from hfsae.train.recipe import Moment
 from hfsae.train.trainer import Trainer
 
 K, STEPS = 32, 4
+Step = Callable[[torch.Tensor], object]
+Codes = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
 def main() -> None:
@@ -65,36 +67,49 @@ class _NoRing:
     """A trainer's ring that is never asked."""
 
 
-def sae_lens_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
-    """SAELens' topk forward and backward, its clipping at 1 and its Adam, as its trainer does them."""
+def sae_lens_trainer(d_in: int, d_sae: int, k: int, rate: float, steps: int) -> tuple[Step, Codes]:
+    """SAELens' topk forward and backward, its clipping at 1, its Adam, and its default of dead after 1,000 steps."""
     from sae_lens.saes.sae import TrainStepInput
     from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
 
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=x.shape[1], d_sae=d_sae, k=K, device="cpu"))
-    optimizer = torch.optim.Adam(sae.parameters(), lr=3e-4)
-    dead = torch.zeros(d_sae, dtype=torch.bool)
+    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k, device="cpu"))
+    optimizer = torch.optim.Adam(sae.parameters(), lr=rate)
+    idle = torch.zeros(d_sae)
 
-    def step() -> None:
+    def step(x: torch.Tensor) -> None:
         given = TrainStepInput(
-            sae_in=x, coefficients={}, dead_neuron_mask=dead, n_training_steps=1, is_logging_step=False
+            sae_in=x, coefficients={}, dead_neuron_mask=idle > 1000, n_training_steps=1, is_logging_step=False
         )
         out = sae.training_forward_pass(given)
+        idle.add_(1).mul_((out.feature_acts == 0).all(0))
         optimizer.zero_grad()
         out.loss.backward()
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()
 
-    return step
+    return step, lambda x: (sae.decode(sae.encode(x)), sae.encode(x))
+
+
+def dictionary_learning_trainer(d_in: int, d_sae: int, k: int, rate: float | None, steps: int) -> tuple[Step, Codes]:
+    """dictionary_learning's own topk trainer."""
+    from dictionary_learning.trainers.top_k import TopKTrainer
+
+    options = {"layer": 0, "lm_name": "", "device": "cpu", "lr": rate, "warmup_steps": min(1000, steps // 2)}
+    trainer = TopKTrainer(steps=steps, activation_dim=d_in, dict_size=d_sae, k=k, **options)
+    count = iter(range(1, 10**9))
+    return lambda x: trainer.update(next(count), x), lambda x: (trainer.ae(x), trainer.ae.encode(x))
+
+
+def sae_lens_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
+    """One step of SAELens' on a batch."""
+    step, _ = sae_lens_trainer(x.shape[1], d_sae, K, 3e-4, 1)
+    return lambda: step(x)
 
 
 def dictionary_learning_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
-    """dictionary_learning's own trainer."""
-    from dictionary_learning.trainers.top_k import TopKTrainer
-
-    trainer = TopKTrainer(
-        steps=9999, activation_dim=x.shape[1], dict_size=d_sae, k=K, layer=0, lm_name="", device="cpu"
-    )
-    return lambda: trainer.update(1, x)
+    """One step of dictionary_learning's on a batch."""
+    step, _ = dictionary_learning_trainer(x.shape[1], d_sae, K, None, 10_000)
+    return lambda: step(x)
 
 
 def sparsify_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
