@@ -17,7 +17,7 @@ from hfsae.errors import CheckpointError, InvalidValue
 from hfsae.formats.files import read_json, write_file_atomically, write_json
 from hfsae.formats.safetensors_io import read_tensors, write_tensors
 from hfsae.sae.config import SAEConfig
-from hfsae.sites import base_model_id, resolve
+from hfsae.sites import Point, base_model_id, resolve
 
 _INDEX, _VERSION = "index.json", 1
 
@@ -110,37 +110,42 @@ def cache_activations(  # noqa: PLR0913 - as hfsae.train, plus the folder
             f"{str(folder)!r} is not empty. Activations are kept in a folder of their own. Name a new one."
         )
     point = resolve(model, layer, site, module=module, io=io, stack=stack)
-    if point.width is None:
-        raise InvalidValue(f"The width at {point.path!r} is not known before a forward. Name a site of a block.")
-    place = SAEConfig(
-        architecture="standard",
-        d_in=point.width,
-        d_sae=1,
-        site=point.site.site,
-        layer=point.site.layer,
-        module=point.site.module,
-        io="input" if io == "input" else "output",
-        stack=stack,
-        base_model=base_model_id(model),
-        exclude_special_tokens=exclude_special_tokens,
-        exclude_first_position=exclude_first_position,
-        norm_outlier=norm_outlier,
-    )
+    place = _place_of(model, point, exclude_special_tokens, exclude_first_position, norm_outlier)
     options = {"tokenizer": tokenizer, "batch_size": batch_size, "context": context}
     rows = ModelRows(model, [point], open_source(data, seed), place, options)
     folder.mkdir(parents=True, exist_ok=True)
-    shards = [
-        _write_shard(folder, number, x.to(dtype)) for number, x in enumerate(_shards_of(rows, tokens, shard_tokens))
-    ]
+    chunks = _shards_of(rows, tokens, shard_tokens)
+    shards = [_write_shard(folder, number, x.to(dtype)) for number, x in enumerate(chunks)]
+    kept = sum(shard["tokens"] for shard in shards)
     index = {
         "version": _VERSION,
-        "tokens": sum(shard["tokens"] for shard in shards),
+        "tokens": kept,
         "place": place.to_dict(),
         "source": rows.describe(),
         "shards": shards,
     }
     write_file_atomically(folder / _INDEX, lambda path: write_json(path, index))
     return ActivationStore(folder, seed)
+
+
+def _place_of(model: Any, point: Point, special: bool, first: bool, norm_outlier: float | None) -> SAEConfig:
+    """Return the config of a dictionary of one feature there: it holds the place and the policy, and is never built."""
+    if point.width is None:
+        raise InvalidValue(f"The width at {point.path!r} is not known before a forward. Name a site of a block.")
+    return SAEConfig(
+        architecture="standard",
+        d_in=point.width,
+        d_sae=1,
+        site=point.site.site,
+        layer=point.site.layer,
+        module=point.site.module,
+        io="input" if point.site.io == "input" else "output",
+        stack=point.site.stack,
+        base_model=base_model_id(model),
+        exclude_special_tokens=special,
+        exclude_first_position=first,
+        norm_outlier=norm_outlier,
+    )
 
 
 def _shards_of(rows: ModelRows, tokens: int, size: int) -> Iterator[Tensor]:
