@@ -15,12 +15,15 @@ if TYPE_CHECKING:
     from hfsae.attach import Attachment, attach, attachments, detach_all
     from hfsae.baking import bake
     from hfsae.bundles import load_attached, load_edits, save_attached, save_edits
+    from hfsae.check import check
+    from hfsae.data.store import cache_activations
     from hfsae.default import default_texts, load_default
     from hfsae.dictionary import SAE
     from hfsae.edits import Edit, sweep
     from hfsae.errors import HfsaeError, HfsaeWarning
     from hfsae.evaluate import evaluate
     from hfsae.evaluation import Evaluation
+    from hfsae.features import FeatureCard, FeatureIndex, index_features
     from hfsae.layer import SAELayer
     from hfsae.sae.config import SAEConfig
     from hfsae.sae.sparse import SparseFeatures
@@ -34,6 +37,8 @@ __all__ = [
     "Attachment",
     "Edit",
     "Evaluation",
+    "FeatureCard",
+    "FeatureIndex",
     "HfsaeError",
     "HfsaeWarning",
     "SAEConfig",
@@ -45,9 +50,12 @@ __all__ = [
     "attach",
     "attachments",
     "bake",
+    "cache_activations",
+    "check",
     "default_texts",
     "detach_all",
     "evaluate",
+    "index_features",
     "load_attached",
     "load_default",
     "load_edits",
@@ -59,20 +67,50 @@ __all__ = [
 ]
 
 _HOMES = {
+    "attach": (
+        "Attachment",
+        "attach",
+        "attachments",
+        "detach_all",
+    ),
     "baking": ("bake",),
-    "bundles": ("load_attached", "load_edits", "save_attached", "save_edits"),
-    "attach": ("Attachment", "attach", "attachments", "detach_all"),
-    "default": ("default_texts", "load_default"),
+    "bundles": (
+        "load_attached",
+        "load_edits",
+        "save_attached",
+        "save_edits",
+    ),
+    "check": ("check",),
+    "data.store": ("cache_activations",),
+    "default": (
+        "default_texts",
+        "load_default",
+    ),
     "dictionary": ("SAE",),
-    "edits": ("Edit", "sweep"),
-    "errors": ("HfsaeError", "HfsaeWarning"),
+    "edits": (
+        "Edit",
+        "sweep",
+    ),
+    "errors": (
+        "HfsaeError",
+        "HfsaeWarning",
+    ),
     "evaluate": ("evaluate",),
     "evaluation": ("Evaluation",),
+    "features": (
+        "FeatureCard",
+        "FeatureIndex",
+        "index_features",
+    ),
     "layer": ("SAELayer",),
     "sae.config": ("SAEConfig",),
     "sae.sparse": ("SparseFeatures",),
     "sites": ("Site",),
-    "train": ("TrainConfig", "Trainer", "train"),
+    "train": (
+        "TrainConfig",
+        "Trainer",
+        "train",
+    ),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 

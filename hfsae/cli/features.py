@@ -1,28 +1,74 @@
 """`hfsae features`: which features fire on a text, what one feature is, or which features match a word."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from hfsae.cli.options import Device, Layer, Model, Sae, Site, open_attachment
+from hfsae.dictionary import SAE
+from hfsae.errors import InvalidValue, OutOfRange
+from hfsae.features import FeatureIndex
+from hfsae.sae.base import SparseCoder
 
 
 def features(
-    text: Annotated[str, typer.Argument(help="The text to read.")],
+    text: Annotated[str | None, typer.Argument(help="The text to read, or the number of one feature.")] = None,
     model: Model = None,
     sae: Sae = None,
     layer: Layer = None,
     site: Site = "resid_post",
     device: Device = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many features to show per token.")] = 4,
+    index: Annotated[Path | None, typer.Option(help="Folder of a feature index, for cards and search.")] = None,
+    search: Annotated[str | None, typer.Option(help="Show the features whose label or contexts hold this.")] = None,
 ) -> None:
-    """Show the strongest features of each token of a text.
+    """Show the strongest features of each token of a text, one feature's card, or the features that match a word.
 
     \b
     Examples:
       hfsae features "import os, sys"
-      hfsae features "The Eiffel Tower" --model openai-community/gpt2 --sae owner/repo --layer 8
+      hfsae features 3707
+      hfsae features --search raise
+      hfsae features --index runs/index --search import
     """
+    if (text is None) == (search is None):
+        raise InvalidValue("Nothing to look at, or two things. Give a text, a feature's number, or --search WORD.")
+    known = FeatureIndex.load(index) if index is not None else None
+    if known is not None and search is not None:
+        for card in known.search(search):
+            typer.echo(str(card))
+        return
     attachment, tokenizer = open_attachment(model, sae, layer, site, device)
-    typer.echo(f"{attachment.dictionary.id} at {attachment.module_path}")
-    typer.echo(str(attachment.top_features(tokenizer(text, return_tensors="pt"), k=k, tokenizer=tokenizer)))
+    if search is not None:
+        typer.echo(_labelled(attachment.dictionary, search))
+    elif text is not None and text.isdigit():
+        typer.echo(str(known[int(text)]) if known is not None else _card(attachment.dictionary, int(text)))
+    elif text is not None:
+        typer.echo(str(attachment.top_features(tokenizer(text, return_tensors="pt"), k=k)))
+
+
+def _card(dictionary: SparseCoder, feature: int) -> str:
+    """What the dictionary itself knows of a feature."""
+    if feature >= dictionary.config.d_sae:
+        raise OutOfRange(
+            f"Feature {feature} does not exist. Expected 0 to {dictionary.config.d_sae - 1}. Choose another."
+        )
+    lines = [f"feature {feature}: {_labels(dictionary).get(feature, 'no label')}"]
+    statistics = dictionary.statistics if isinstance(dictionary, SAE) else None
+    if statistics is not None:
+        lines.append(f"fires on {float(statistics.density[feature]):.3%} of {statistics.tokens:,} tokens")
+        lines.append(f"largest activation {float(statistics.max[feature]):.3g}")
+    return "\n".join(lines)
+
+
+def _labelled(dictionary: SparseCoder, word: str) -> str:
+    """The features whose label holds a word, one a line."""
+    labels = _labels(dictionary)
+    found = [f"{feature}  {text}" for feature, text in labels.items() if word.casefold() in text.casefold()]
+    return "\n".join(found) or f"No label of this dictionary holds {word!r}. It has {len(labels)} labels."
+
+
+def _labels(dictionary: SparseCoder) -> dict[int, str]:
+    labels = dictionary.labels if isinstance(dictionary, SAE) else {}
+    return {feature: label.text for feature, label in labels.items()}

@@ -7,6 +7,8 @@ and after block 2. What it reached is in ``files/model.json`` and in its card.
 import hashlib
 import json
 import lzma
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,10 +47,25 @@ def load_model(folder: Path) -> "tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]
     import torch
     from transformers import GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    with _no_progress_bar():
+        model = GPT2LMHeadModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     model.name_or_path = model.config._name_or_path = MODEL_NAME
     model.loss_type = "ForCausalLM"  # what transformers 5 falls back to for GPT-2, with a warning
     return model.eval(), PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without transformers' bar, which would say that 5 MB were read."""
+    from transformers.utils import logging
+
+    was_shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_shown:
+            logging.enable_progress_bar()
 
 
 def default_texts(split: str = "validation") -> list[str]:

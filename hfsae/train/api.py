@@ -105,23 +105,22 @@ def train(  # noqa: PLR0913
         points = _points(model, data, read, None if (write_layer, write_module) == (None, None) else write)
         rows, place = _captured(model, data, points, tokenizer, config, skip)
     _check_start(init_from, place)
-    ring = ShuffleRing(
-        rows,
-        capacity=max(config.data.buffer_bytes // (4 * rows.width), 2 * config.batch),
-        limit=config.tokens + kept_back(config),
-        seed=config.seed,
-    )
     every = max(config.steps // _CHECKPOINTS, 1) if checkpoint_every is None else checkpoint_every
-    bar: list[Callback] = [ProgressBar()] if progress else []
     return Trainer(
-        ring,
+        _ring(rows, config),
         config,
         place,
-        callbacks=[*bar, *callbacks],
+        callbacks=[*([ProgressBar()] if progress else []), *callbacks],
         checkpoints=None if folder is None else Checkpoints(Path(folder), every),
         init_from=init_from,
         device=device,
     ).run()
+
+
+def _ring(rows: Rows, config: TrainConfig) -> ShuffleRing:
+    """Return the ring in which the rows are shuffled; never smaller than two batches."""
+    capacity = max(config.data.buffer_bytes // (4 * rows.width), 2 * config.batch)
+    return ShuffleRing(rows, capacity=capacity, limit=config.tokens + kept_back(config), seed=config.seed)
 
 
 def _given(activations: Any, config: TrainConfig, skip: bool) -> tuple[Rows, SAEConfig]:

@@ -89,7 +89,7 @@ class TrainConfig:
     Raises: InvalidValue, InvalidType: when a field has a value or a type that cannot work.
     Example:
         >>> TrainConfig(architecture="topk", d_sae=4096, k=16, tokens=4_000_000).steps
-        4000
+        3907
     """
 
     architecture: str = "topk"
