@@ -14,12 +14,17 @@ import lzma
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from hfsae.attach import attach
+import torch
+from torch.nn.functional import cross_entropy
+
+from hfsae.attach import Attachment, attach
+from hfsae.data.tokens import batches
 from hfsae.default import SHIPPED_SPLITS, load_model
 from hfsae.default.corpus import PACKAGES, library_root, library_texts, training_sources
 from hfsae.default.language_model import (
@@ -53,6 +58,8 @@ DICTIONARIES = {
     2: TrainConfig(d_sae=4096, k=16, tokens=6_000_000, data=DataConfig(context=256)),
 }
 """How the dictionary after each block is trained; later blocks hold more than a small dictionary can say."""
+STEERED = {2: (3707, 8.0)}
+"""By layer: the labelled feature whose steering is tested, and the strength at which its cost is measured."""
 
 
 def make_texts(out: Path) -> None:
@@ -133,6 +140,33 @@ def measure_dictionary(out: Path, folder: Path) -> None:
     texts = [text for split in SHIPPED_SPLITS for text in library_texts(split).values()]
     attachment = attach(model, sae=SAE.from_pretrained(folder))
     evaluate(attachment, texts, tokenizer=tokenizer).save(folder / "eval.json")
+    layer = attachment.site.layer
+    if layer in STEERED:
+        measured = json.loads((folder / "eval.json").read_text())
+        measured["steering"] = steering_cost(attachment, tokenizer, *STEERED[layer])
+        _write_json(folder / "eval.json", measured)
+
+
+@torch.no_grad()
+def steering_cost(
+    attachment: Attachment, tokenizer: "PreTrainedTokenizerFast", feature: int, strength: float
+) -> dict[str, float]:
+    """Return what steering a feature at every token costs: cross-entropy in nats per token, without and with it.
+
+    On the first 9,000 characters of each validation file; the unit of the strength is the activation's own.
+    """
+    excerpts = [text[:9_000] for text in library_texts("validation").values()]
+    sums, count = {"CE clean": 0.0, "CE steered": 0.0}, 0
+    for batch in batches(excerpts, tokenizer=tokenizer, batch_size=16):
+        scored = batch.valid[:, 1:] & batch.valid[:, :-1]
+        count += int(scored.sum())
+        for name, edit in (("CE clean", nullcontext()), ("CE steered", attachment.steer(feature, strength))):
+            with edit:
+                logits = attachment.model(**batch.model_inputs()).logits[:, :-1]
+            losses = cross_entropy(logits[scored], batch.input_ids[:, 1:][scored], reduction="sum")
+            sums[name] += float(losses)
+    means = {name: total / count for name, total in sums.items()}
+    return {"feature": feature, "strength": strength, **means, "tokens": count}
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
