@@ -26,6 +26,9 @@ CONFIG = TrainConfig(
     dead=DeadConfig(after_firings=2.0),
     data=DataConfig(buffer_bytes=4 * 16 * 300),
 )
+ONE_THREAD = {**os.environ, "OMP_NUM_THREADS": "1"}
+"""As in this process (conftest): sums over another number of threads round differently."""
+
 SCRIPT = """
 import sys, warnings
 sys.path.insert(0, {root!r})
@@ -150,7 +153,9 @@ def test_a_run_killed_at_random_instants_ends_bit_identical(tmp_path, unbroken):
     script = SCRIPT.format(root=root, folder=str(tmp_path / "run"), out=str(out), pause=0.05)
     rng = random.Random(0)
     while not out.exists():
-        with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=root) as process:
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=root, env=ONE_THREAD
+        ) as process:
             assert process.stdout.readline()
             if kills < 4:
                 time.sleep(rng.uniform(0.1, 1.0))

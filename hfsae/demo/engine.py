@@ -112,7 +112,7 @@ class Engine:
         """Choose and append the row's next token; one that has ended is fed its last token again, unseen."""
         if row.ended:
             return torch.tensor([row.ids[-1]])
-        seen = torch.tensor(sorted(set(row.ids)))
+        logits, seen = logits.clone(), torch.tensor(sorted(set(row.ids)))
         penalised = logits[seen]
         logits[seen] = torch.where(penalised > 0, penalised / REPETITION_PENALTY, penalised * REPETITION_PENALTY)
         if temperature > 0:

@@ -54,7 +54,7 @@ class Handlers:
     cost_text: str
     """The fixed text on which the cost of edits is measured."""
 
-    def generate(self, watch: float | None, *values: Any) -> Iterator[tuple[str, str]]:
+    def stream(self, watch: float | None, *values: Any) -> Iterator[tuple[str, str]]:
         """Stream both panels; ``values`` are those of `request`."""
         try:
             request = self.request(*values)

@@ -146,10 +146,10 @@ def _wire(gr: Any, page: Any, handlers: Handlers, controls: _Controls, shown: di
     model = {**private, "concurrency_id": MODEL_QUEUE, "concurrency_limit": WORKERS}
     outputs = [shown["default"], shown["steered"]]
     running = shown["go"].click(
-        handlers.generate, [controls.watch, *controls.state], outputs, show_progress="minimal", **model
+        handlers.stream, [controls.watch, *controls.state], outputs, show_progress="minimal", **model
     )
     submitted = controls.prompt.submit(
-        handlers.generate, [controls.watch, *controls.state], outputs, show_progress="minimal", **model
+        handlers.stream, [controls.watch, *controls.state], outputs, show_progress="minimal", **model
     )
     shown["stop"].click(None, cancels=[running, submitted])
     links = [shown["query"], shown["python"], shown["json"]]
