@@ -14,7 +14,7 @@ from hfsae.demo.engine import Engine, Streamed
 from hfsae.demo.state import KINDS, EditChoice, Request, checked_int, edits_to_json
 from hfsae.errors import HfsaeError
 
-ROWS = 6
+ROWS = 4
 """Lines of the list of edits."""
 ROW_FIELDS = ("on", "kind", "feature", "value", "unit")
 DEADLINE = 120.0

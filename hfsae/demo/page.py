@@ -217,6 +217,8 @@ def _wire_presets(gr: Any, page: Any, controls: _Controls, start: Request, prese
         return shown(Request.from_query(dict(request.query_params), start))
 
     page.load(arrive, None, controls.state, show_progress="hidden", api_visibility="private")
+    # A number without a value shows 0, and 0 is a feature.
+    page.load(lambda: None, None, controls.watch, show_progress="hidden", api_visibility="private")
     with gr.Row():
         for preset in presets:
             gr.Button(preset.name, size="sm").click(

@@ -176,7 +176,7 @@ def checked_int(name: str, value: object, low: int, high: int) -> int:
     return int(number)
 
 
-def checked_float(name: str, value: object, low: float, high: float) -> float:
+def checked_float(name: str, value: object, low: float | int, high: float | int) -> float:
     """Return ``value`` as a finite float of ``low`` to ``high``, or raise."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidType(f"{name} is a {type(value).__name__}. Expected a number from {low:g} to {high:g}.")

@@ -1,0 +1,109 @@
+"""The steering demo: its state, its engine and its page."""
+
+import math
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("gradio", reason="the demo extra is not installed")
+
+from dictionaries import as_in_production
+
+from hfsae.demo import render
+from hfsae.demo.engine import Engine
+from hfsae.demo.state import EditChoice, Request, edits_from_json, edits_to_json
+from hfsae.errors import HfsaeError, InvalidType, InvalidValue
+
+RAISE = EditChoice(kind="steer", feature=3707, value=0.7, unit="max")
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    from hfsae import attach, load_default
+
+    model, tokenizer = load_default()
+    return Engine(attach(model, layer=2), tokenizer)
+
+
+def last(engine: Engine, request: Request) -> tuple[str, str]:
+    *_, final = engine.stream(request)
+    return tuple("".join(piece.text for piece in row) for row in (final.default, final.steered))
+
+
+def test_a_stream_equals_generate_without_and_with_the_edit(engine):
+    att, tok = engine.attachment, engine.tokenizer
+    default, steered = last(engine, Request(prompt="The default value is", edits=(RAISE,), tokens=12))
+    ids = tok("The default value is", return_tensors="pt")
+    options = {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.1}
+    assert default == tok.decode(att.model.generate(**ids, **options)[0])
+    with att.steer(3707, 0.7, unit="max"):
+        assert steered == tok.decode(att.model.generate(**ids, **options)[0])
+    assert default != steered
+
+
+def test_sampling_depends_on_the_seed_alone(engine):
+    one, again, other = (
+        last(engine, Request(prompt="import", tokens=12, temperature=1.0, seed=seed)) for seed in (1, 1, 2)
+    )
+    assert one == again
+    assert one != other
+    assert one[0] == one[1]
+
+
+def test_no_edit_costs_nothing_and_an_edit_something(engine):
+    text = "def f(x):\n    return x\n"
+    assert engine.cost((), text).kl == 0
+    assert engine.cost((RAISE,), text).kl > 0
+
+
+def test_a_state_survives_its_url_and_its_json():
+    state = Request(prompt="a & b\n<é>", edits=(RAISE, EditChoice(kind="ablate", feature=3)), temperature=0.5, seed=9)
+    assert Request.from_query(state.to_query(), Request(prompt="x")) == state
+    assert edits_from_json(edits_to_json(state.edits)) == state.edits
+    assert Request.from_query("edits=broken", state) == state
+
+
+def test_the_python_of_a_state_runs(tmp_path):
+    code = Request(prompt="import", edits=(RAISE,), tokens=3).to_python(
+        "model, tok = hfsae.load_default()\natt = hfsae.attach(model, layer=2)"
+    )
+    exec(compile(code, "demo", "exec"), {})
+
+
+@pytest.mark.parametrize(
+    ("error", "message", "make"),
+    [
+        (InvalidValue, "empty", lambda: Request(prompt="  ")),
+        (InvalidValue, "1,000,000 characters", lambda: Request(prompt="x" * 1_000_000)),
+        (InvalidValue, "null byte", lambda: Request(prompt="a\x00b")),
+        (InvalidValue, "out of range", lambda: EditChoice(kind="set", feature=1, value=math.nan, unit="activation")),
+        (InvalidType, "is a bool", lambda: Request(prompt="x", tokens=True)),
+        (InvalidType, "is a str", lambda: EditChoice(kind="steer", feature=1, value="1", unit="max")),
+        (InvalidValue, "Did you mean 'steer'", lambda: edits_from_json('[{"kind":"ster","feature":1}]')),
+        (InvalidValue, "cannot be read", lambda: edits_from_json("[" * 9_000)),
+    ],
+)
+def test_hostile_input_gets_a_clear_message(error, message, make):
+    with as_in_production(), pytest.raises(error, match=message):
+        make()
+
+
+def test_an_unknown_feature_is_refused_before_anything_runs(engine):
+    with pytest.raises(HfsaeError, match="Feature 4096 does not exist"):
+        engine.edit((EditChoice(kind="ablate", feature=4096),))
+
+
+def test_html_in_texts_is_shown_and_never_run():
+    html = render.tokens([render.Token("<script>alert(1)</script>")], scale=1.0) + render.error("<img onerror=x>")
+    assert "<script>" not in html
+    assert "<img" not in html
+
+
+def test_the_page_builds_and_its_endpoints_have_names():
+    script = """
+from hfsae.demo.app import demo
+print(*sorted(fn.api_name for fn in demo().fns.values() if fn.api_visibility == "public"))
+"""  # in a process of its own: gradio leaves event loops open
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
+    assert {"generate", "inspect", "search", "contrast", "cost", "python"} <= set(told.split())
