@@ -49,9 +49,9 @@ def open_attachment(
 
 
 def read_texts(files: list[Path], shipped: bool) -> list[str]:
-    """Read whole text files; with none named, the shipped validation texts where the model is the shipped one."""
+    """Read whole text files; with none named, the shipped held-out texts where the model is the shipped one."""
     if not files and shipped:
-        return default_texts("validation")
+        return default_texts("validation") + default_texts("heldout")
     if not files:
         raise InvalidValue(
             "No text to read. A model of yours needs one or more text files. Name them after the command."
