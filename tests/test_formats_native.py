@@ -5,11 +5,13 @@ import os
 import pickle
 import struct
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
-from dictionaries import D_IN, D_SAE, activations, as_in_production, random_sae, statistics_of
+from dictionaries import D_IN, D_SAE, as_in_production, random_sae, statistics_of
 from safetensors.torch import load_file, save_file
 
 from hfsae.dictionary import SAE
@@ -385,16 +387,10 @@ def test_tensors_are_read_as_safetensors_reads_them(tmp_path, monkeypatch, mappe
     assert torch.equal(read_tensors(tmp_path / "a.safetensors")["torch.float32"], tensors["torch.float32"])
 
 
-class _quickly:
-    def __enter__(self):
-        self.start = time.process_time()
-
-    def __exit__(self, *exc):
-        assert time.process_time() - self.start < 1
-        return False
-
-
-def test_the_reconstruction_is_the_same_after_a_round_trip(folder):
-    x = activations(5, D_IN)
-    original = random_sae("jumprelu", site="resid_post", layer=8, base_model="me/model")
-    assert torch.equal(SAE.from_pretrained(folder)(x), original(x))
+@contextmanager
+def _quickly() -> Iterator[None]:
+    """Within a second of this thread's time, as a user has it: without the checks of annotations."""
+    start = time.thread_time()
+    with as_in_production():
+        yield
+    assert time.thread_time() - start < 1
