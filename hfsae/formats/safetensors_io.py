@@ -165,15 +165,21 @@ def _header(file: BinaryIO, path: Path) -> tuple[dict[str, TensorInfo], dict[str
         raise CheckpointError(
             f"{path} declares a header of {length} bytes in a file of {size}. It is cut off, or no safetensors file."
         )
-    declared = parse_json_object(os.pread(file.fileno(), length, 8), f"{path} (its header)")
+    header = os.pread(file.fileno(), length, 8)
+    _refuse_too_many(path, header.count(b'"data_offsets"'))  # counted in the text first: parsing a crowd takes long
+    declared = parse_json_object(header, f"{path} (its header)")
     metadata = declared.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise CheckpointError(f"{path}: its metadata is not text by name, as safetensors requires.")
-    if len(declared) > _MOST_TENSORS:
-        raise CheckpointError(f"{path} declares {len(declared)} tensors. No dictionary has more than {_MOST_TENSORS}.")
+    _refuse_too_many(path, len(declared))
     infos = {name: _info(path, name, entry, 8 + length) for name, entry in declared.items()}
     _check_filled(path, infos, 8 + length, size)
     return infos, metadata
+
+
+def _refuse_too_many(path: Path, tensors: int) -> None:
+    if tensors > _MOST_TENSORS:
+        raise CheckpointError(f"{path} declares {tensors} tensors. No dictionary has more than {_MOST_TENSORS}.")
 
 
 def _refuse_other_kinds(path: Path, start: bytes) -> None:
