@@ -28,7 +28,7 @@ def train(
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Device = None,
 ) -> None:
-    """Train a dictionary, measure nothing yet: `hfsae eval --sae OUT` does that.
+    """Train a dictionary and save it; `hfsae eval --sae OUT` then measures it.
 
     \b
     Examples:

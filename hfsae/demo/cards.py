@@ -10,9 +10,6 @@ from hfsae.dictionary import SAE
 if TYPE_CHECKING:
     from hfsae.features import FeatureIndex
 
-WIDEST_MEASURED = 3.0
-"""Steering by more than so many times a feature's maximum lies outside what was measured for the shipped card."""
-
 
 @dataclass(frozen=True)
 class Cards:
@@ -39,10 +36,10 @@ class Cards:
         return self.index[feature].label if self.index is not None else ""
 
     def is_outside(self, edit: EditChoice) -> bool:
-        """Whether the edit drives a feature beyond the range in which it was measured."""
+        """Whether the edit drives a feature beyond the largest activation recorded for it."""
         if edit.kind == "steer" and edit.unit == "max":
-            return abs(edit.value) > WIDEST_MEASURED
-        return edit.kind == "set" and abs(edit.value) > WIDEST_MEASURED * self.maximum(edit.feature)
+            return abs(edit.value) > 1
+        return edit.kind == "set" and abs(edit.value) > self.maximum(edit.feature)
 
     def search(self, words: str, most: int = 24) -> list[tuple[int, str]]:
         """Features whose label, contexts or promoted tokens hold the words, best first."""

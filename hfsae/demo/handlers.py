@@ -104,7 +104,7 @@ class Handlers:
         )
         outside = [edit for edit in choices if self.cards.is_outside(edit)]
         warnings = "".join(
-            render.note(f"Feature {edit.feature}: the strength is outside the range in which the feature was measured.")
+            render.note(f"Feature {edit.feature}: the strength is beyond the largest activation recorded for it.")
             for edit in outside
         )
         return table + warnings + render.note(f"measured on a fixed text of {cost.tokens} tokens")
