@@ -14,6 +14,7 @@ from hfsae.attach import Attachment, attach, attachments
 from hfsae.dictionary import SAE
 from hfsae.edits import Edit, Part
 from hfsae.errors import CheckpointError, CheckpointNotFound, Mismatch, Unsupported, did_you_mean
+from hfsae.formats.files import write_file_atomically
 from hfsae.interventions import Add, Clamp, Intervention, Patch, Push, Scale, Set, Splice
 from hfsae.selectors import Selector
 from hfsae.sites import unwrap
@@ -195,9 +196,7 @@ def _float(name: str) -> torch.dtype:
 def _write(path: Path, content: dict[str, Any]) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(content, indent=1, allow_nan=False)
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write_file_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
     return path
 
 

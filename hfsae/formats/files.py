@@ -123,7 +123,7 @@ def write_folder_atomically(folder: Path, writer: Callable[[Path], None]) -> Non
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def write_file_atomically(path: Path, writer: Callable[[Path], None]) -> None:
+def write_file_atomically(path: Path, writer: Callable[[Path], object]) -> None:
     """Make `path` be the file that `writer` writes at the path it is given; whole or not at all.
 
     Raises: CheckpointError: when it cannot be written there. Nothing has changed then.

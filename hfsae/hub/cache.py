@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hfsae.errors import CheckpointError
+from hfsae.formats.files import write_file_atomically
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -126,6 +127,4 @@ def _write(path: Path, text: str) -> None:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.new")
-    aside.write_text(text, encoding="utf-8")
-    aside.replace(path)
+    write_file_atomically(path, lambda aside: aside.write_text(text, encoding="utf-8"))
