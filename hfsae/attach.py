@@ -117,6 +117,10 @@ class Attachment:
     def __exit__(self, *_: object) -> None:
         self.detach()
 
+    def __repr__(self) -> str:
+        state = "" if self.live else ", no longer live"
+        return f"Attachment({self.mount.name!r} at {self.module_path}: {self.dictionary}{state})"
+
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Attachment) and other.mount is self.mount
 

@@ -37,6 +37,7 @@ from hfsae.selectors import Phase, Positions, Rows, Selector
 
 _SELECTORS = ("positions", "rows", "phase", "when")
 UNITS = ("activation", "max", "norm")
+_DEFAULTS = ("zero", "activation", "all")
 
 
 class Where(TypedDict, total=False):
@@ -79,7 +80,9 @@ def ablate(
     value = torch.zeros(())
     if to == "mean":
         value = _statistics(self, "to='mean'").mean[_rows(self, ids)].detach().float().cpu()
-    return _edit(self, Set(features=ids, value=value, **_where(self, where)), f"ablate({_names(ids)}, to={to!r})")
+    return _edit(
+        self, Set(features=ids, value=value, **_where(self, where)), _call("ablate", _names(ids), to=to, **where)
+    )
 
 
 def set_(
@@ -93,14 +96,15 @@ def set_(
     ids = _features(self, features)
     values = as_value("value", value, len(ids))
     change = Set(features=ids, value=values, only_if_active=bool(only_if_active), **_where(self, where))
-    return _edit(self, change, f"set({_names(ids)}, {_short(value)})")
+    text = _call("set", _names(ids), _short(value), only_if_active=only_if_active, **where)
+    return _edit(self, change, text)
 
 
 def scale(self: Attached, features: FeatureList, factor: Value, **where: Unpack[WhereAndWhen]) -> Edit:
     """Return the edit that multiplies features by a factor."""
     ids = _features(self, features)
     change = Scale(features=ids, factor=as_value("factor", factor, len(ids)), **_where(self, where))
-    return _edit(self, change, f"scale({_names(ids)}, {_short(factor)})")
+    return _edit(self, change, _call("scale", _names(ids), _short(factor), **where))
 
 
 def clamp(
@@ -122,7 +126,7 @@ def clamp(
     if not (low.ndim == high.ndim == 3 and len(low) != len(high)) and bool((low > high).any()):
         raise InvalidValue(f"min={_short(min)} is above max={_short(max)}. min <= max was expected. Swap them.")
     change = Clamp(features=ids, min=low, max=high, **_where(self, where))
-    return _edit(self, change, f"clamp({_names(ids)}, {_short(min)}, {_short(max)})")
+    return _edit(self, change, _call("clamp", _names(ids), _short(min), _short(max), **where))
 
 
 def steer(
@@ -149,7 +153,7 @@ def steer(
     amount = as_value("strength", strength, len(ids))
     if unit != "activation":
         amount = amount * _size(self, ids, unit)
-    text = f"steer({_names(ids)}, {_short(strength)}" + (")" if unit == "activation" else f", unit={unit!r})")
+    text = _call("steer", _names(ids), _short(strength), unit=unit, **where)
     return _edit(self, Add(features=ids, amount=amount, **_where(self, where)), text)
 
 
@@ -170,7 +174,7 @@ def _push(self: Attached, vector: Tensor, strength: Value, unit: str, where: Whe
         amount = amount * _statistics(self, "unit='norm'").mean_norm
         direction = direction / direction.norm()
     change = Push(vector=(amount * direction).to(torch.float32), where=_selector(where))
-    return _edit(self, change, f"steer(vector[{width}], {_short(strength)})")
+    return _edit(self, change, _call("steer", f"vector[{width}]", _short(strength), unit=unit, **where))
 
 
 def _size(self: Attached, ids: Tensor, unit: str) -> Tensor:
@@ -207,7 +211,8 @@ def patch(
         raise InvalidValue(f"source is {list(table.shape)}. [rows, positions, {len(ids)}] was expected.")
     if not bool(table.isfinite().all()):
         raise InvalidValue("source is not finite. Finite feature activations were expected.")
-    return _edit(self, Patch(features=ids, source=table, **_where(self, where)), f"patch({_names(ids)}, source)")
+    change = Patch(features=ids, source=table, **_where(self, where))
+    return _edit(self, change, _call("patch", _names(ids), "source", **where))
 
 
 def splice(self: Attached, **where: Unpack[Where]) -> Edit:
@@ -217,14 +222,14 @@ def splice(self: Attached, **where: Unpack[Where]) -> Edit:
             f"This slice of {len(self.dictionary.features)} features cannot reconstruct. The whole dictionary was "
             "expected. Load it without features=."
         )
-    return _edit(self, Splice(where=_selector(where)), "splice()")
+    return _edit(self, Splice(where=_selector(where)), _call("splice", **where))
 
 
 def replace(self: Attached, fn: Callable[[Tensor], Tensor] | Tensor, **where: Unpack[Where]) -> Edit:
     """Return the edit that puts ``fn(x)``, or a tensor that broadcasts to x, in the place of the activation x."""
     if not callable(fn) and not isinstance(fn, Tensor):
         raise InvalidType(f"replace got a {type(fn).__name__}. A function of the activation or a tensor was expected.")
-    return _edit(self, Replace(fn=fn, where=_selector(where)), "replace(...)")
+    return _edit(self, Replace(fn=fn, where=_selector(where)), _call("replace", "...", **where))
 
 
 def clear(self: Attached) -> None:
@@ -283,6 +288,13 @@ def _statistics(self: Attached, what: str) -> FeatureStatistics:
             "expected. Give the value in plain activations, or measure them."
         )
     return found
+
+
+def _call(name: str, *args: str, **options: object) -> str:
+    """Return a call as a person would write it: options at their defaults left out."""
+    is_default = {o: v is None or v is False or (isinstance(v, str) and v in _DEFAULTS) for o, v in options.items()}
+    told = [f"{option}={_short(value)}" for option, value in options.items() if not is_default[option]]
+    return f"{name}({', '.join([*args, *told])})"
 
 
 def _names(ids: Tensor) -> str:

@@ -57,6 +57,9 @@ class Recording:
     def __len__(self) -> int:
         return len(self.forwards)
 
+    def __repr__(self) -> str:
+        return f"Recording({len(self)} forwards of {self._mount.dictionary})"
+
     def __iter__(self) -> Iterator[SparseFeatures]:
         return iter(self.forwards)
 

@@ -292,3 +292,12 @@ def test_selectors_need_rows_and_positions_to_tell_apart():
         with att.steer(3, 1.0) as edit:
             flat(torch.randn(4, 32))
         assert edit.tokens_changed == 4
+
+
+def test_edits_and_attachments_read_as_the_calls_that_made_them(tiny_gpt2):
+    with attach(tiny_gpt2, 1, sae=dictionary("jumprelu")) as att:
+        both = att.set(3, 2.0, only_if_active=True, positions=0) | att.ablate([1, 2])
+        assert repr(both) == "set(3, 2.0, only_if_active=True, positions=0) | ablate([1, 2])"
+        assert repr(att.steer(torch.ones(32), 1.5, phase="prompt")) == "steer(vector[32], 1.5, phase='prompt')"
+        assert repr(att).startswith("Attachment('sae' at transformer.h.1: SAE(jumprelu")
+    assert repr(att).endswith("no longer live)")

@@ -47,6 +47,9 @@ class SparseFeatures:
     std: Tensor | None = None
     """Each token's standard deviation, likewise."""
 
+    def __repr__(self) -> str:
+        return f"SparseFeatures{list(self.shape)} with {int((self.values != 0).sum()):,} that fired"
+
     def __post_init__(self) -> None:
         if self.values.shape != self.indices.shape:
             shapes = f"values {list(self.values.shape)} and indices {list(self.indices.shape)}"
