@@ -101,7 +101,9 @@ def main() -> None:
     evaluation = hfsae.evaluate(attachment, texts, tokenizer=tokenizer, max_tokens=args.max_tokens)
     print(evaluation)
 
-    plots.overview(top, evaluation).savefig(args.picture, dpi=120)
+    told = attachment.top_features(tokenizer(args.text, return_tensors="pt"), k=12, tokenizer=tokenizer)
+    ordinary = [entry for entry in told if entry.token not in tokenizer.all_special_tokens]
+    plots.overview(ordinary, evaluation).savefig(args.picture, dpi=120)
     print(f"\npicture: {args.picture}")
     attachment.detach()
 

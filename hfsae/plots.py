@@ -3,47 +3,61 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.figure import Figure
-    from torch import Tensor
 
     from hfsae.evaluate import Evaluation
-    from hfsae.reading import TopFeatures
+    from hfsae.reading import TokenFeatures
 
 
-def overview(top: "TopFeatures", evaluation: "Evaluation") -> "Figure":
+def overview(tokens: "Sequence[TokenFeatures]", evaluation: "Evaluation") -> "Figure":
     """Draw what a dictionary sees in a text beside what splicing it costs.
 
-    Left, a row for each of the strongest features and a column for each token, the darker the stronger; right, the
-    cross-entropy in nats per token with the model clean, spliced, and mean- and zero-ablated at the site.
+    Left, a row for each of the strongest features and a column for each token, the darker the stronger, in the order
+    in which they peak; right, the cross-entropy in nats per token with the model clean, spliced, and mean- and
+    zero-ablated at the site.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(2.6, 1))
-    names, grid = _strongest(top, rows=12)
-    left.imshow(grid / grid.amax(1, keepdim=True).clamp_min(1e-9), cmap="cividis_r", aspect="auto")
-    left.set_xticks(range(len(top)), [entry.token for entry in top], rotation=90, fontsize=6)
-    left.set_yticks(range(len(names)), names, fontsize=7)
-    left.set_title("strongest features, each relative to its largest value here", fontsize=9)
+    names, grid = _strongest(tokens, rows=14)
+    left.imshow(grid, cmap="Blues", vmin=0, vmax=1, aspect="auto")
+    left.set_xticks(range(len(tokens)), [entry.token.strip() or "\u2423" for entry in tokens], rotation=90, fontsize=8)
+    left.set_yticks(range(len(names)), names, fontsize=8)
+    left.set_xticks([column - 0.5 for column in range(1, len(tokens))], minor=True)
+    left.set_yticks([row - 0.5 for row in range(1, len(names))], minor=True)
+    left.grid(which="minor", color="#eeeeee", linewidth=0.6)
+    left.tick_params(which="both", length=0)
+    left.spines[:].set_visible(False)
+    left.set_title("what fires where (each feature relative to its peak here)", fontsize=10, loc="left")
 
     runs = ("clean", "spliced", "mean-\nablated", "zero-\nablated")
     values = (evaluation.ce_clean, evaluation.ce_spliced, evaluation.ce_mean, evaluation.ce_zero)
     bars = right.bar(runs, values, color=("#0072b2", "#e69f00", "#999999", "#555555"))
-    right.bar_label(bars, fmt="%.3f", fontsize=8)
+    right.bar_label(bars, fmt="%.2f", fontsize=9)
+    right.tick_params(axis="x", labelsize=9)
     right.set_ylabel("cross-entropy, nats per token")
-    right.set_title(f"recovered {evaluation.recovered_zero:.1%} (zero), FVU {evaluation.fvu:.3f}", fontsize=9)
+    right.set_title(
+        f"what splicing costs: recovered {evaluation.recovered_zero:.1%}, FVU {evaluation.fvu:.3f}",
+        fontsize=10,
+        loc="right",
+    )
     right.spines[["top", "right"]].set_visible(False)
     return figure
 
 
-def _strongest(top: "TopFeatures", rows: int) -> tuple[list[str], "Tensor"]:
-    """The features with the largest sum over the tokens: their names, and their activations ``[n, tokens]``."""
-    sums: dict[int, float] = {}
+def _strongest(tokens: "Sequence[TokenFeatures]", rows: int) -> tuple[list[str], list[list[float]]]:
+    """Labelled features, then the largest sums, none that fires nearly everywhere: names, and shares of the peak."""
+    values: dict[int, list[float]] = {}
     labels: dict[int, str] = {}
-    for entry in top:
+    for column, entry in enumerate(tokens):
         for feature, value, label in entry.features:
-            sums[feature] = sums.get(feature, 0.0) + value
+            values.setdefault(feature, [0.0] * len(tokens))[column] = value
             labels[feature] = label
-    chosen = sorted(sums, key=lambda feature: -sums[feature])[:rows]
-    names = [f"{feature} {labels[feature]}"[:44].strip() for feature in chosen]
-    return names, top.sparse.at(chosen)[0].float().T
+    told = [feature for feature, row in values.items() if 2 * sum(value > 0 for value in row) <= len(tokens) + 1]
+    chosen = sorted(told, key=lambda feature: (not labels[feature], -sum(values[feature])))[:rows]
+    chosen.sort(key=lambda feature: (values[feature].index(max(values[feature])), feature))
+    names = [f"{labels[feature]}  {feature}"[-44:].strip() for feature in chosen]
+    return names, [[value / max(values[feature]) for value in values[feature]] for feature in chosen]
