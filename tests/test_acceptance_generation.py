@@ -155,7 +155,7 @@ def test_an_edit_that_meets_no_token_says_so():
     model, inputs = tiny("gpt2"), inputs_for("gpt2")
     with attach(model, 1, sae=dictionary()) as att:
         with (
-            pytest.warns(HfsaeWarning, match=r"steer\(3, 1.0\) closed without meeting"),
+            pytest.warns(HfsaeWarning, match=r"steer\(3, 1.0, positions=50\) closed without meeting"),
             att.steer(3, 1.0, positions=50),
         ):
             model(**inputs)
