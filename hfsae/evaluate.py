@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, TypeVar
 
+from torch import nn
+
 from hfsae.attach import Attachment
 from hfsae.data.limits import longest_row, special_ids, vocabulary_size
 from hfsae.data.tokens import batches
@@ -38,6 +40,7 @@ def evaluate(  # noqa: PLR0913
     exclude_first_position: bool | None = None,
     loss_fn: LossFn | None = None,
     metrics: str = "all",
+    data_name: str | None = None,
     progress: bool = True,
 ) -> Evaluation:
     """Measure a dictionary in its model: reconstruction, features, and the loss with it spliced in.
@@ -59,6 +62,7 @@ def evaluate(  # noqa: PLR0913
         loss_fn: A loss of your own, from the model's outputs and the `TokenBatch`: one number per item, or their mean.
             It takes the place of cross-entropy, and no KL is measured.
         metrics: ``"all"``; ``"reconstruction"`` leaves all losses out, and the model runs no further than the site.
+        data_name: What the data are called in the card; by default the name of a `datasets.Dataset`.
         progress: Show a bar when it takes more than two seconds.
 
     Raises:
@@ -76,11 +80,12 @@ def evaluate(  # noqa: PLR0913
     )
     measuring = Measuring(attachment, policy, loss_fn)
     model = measuring.passes.model
+    context = longest_row(model) if context is None else context
     stream = batches(
         data,
         tokenizer=tokenizer,
         batch_size=batch_size,
-        context=longest_row(model) if context is None else context,
+        context=context,
         max_tokens=max_tokens,
         pack=pack,
         prepend_bos=prepend_bos,
@@ -96,7 +101,13 @@ def evaluate(  # noqa: PLR0913
         measuring.check()
         for ablated in _with_bar(measuring.ablated, progress, "mean ablation"):
             measuring.second_round(ablated)
-    return measuring.result(stream.counts)
+    named = data_name or getattr(getattr(data, "info", None), "dataset_name", None)
+    return replace(measuring.result(stream.counts), data=named, context=context, dtype=_dtype_of(model))
+
+
+def _dtype_of(model: nn.Module) -> str | None:
+    first = next((p for p in model.parameters() if p.is_floating_point()), None)
+    return None if first is None else str(first.dtype).removeprefix("torch.")
 
 
 def _chosen(given: bool | None, default: bool) -> bool:

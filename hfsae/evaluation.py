@@ -74,6 +74,12 @@ class Evaluation:
     """Those that had no token."""
     documents_cut: int
     """Those that went on in a second row."""
+    data: str | None = None
+    """What the data are called."""
+    context: int | None = None
+    """Most tokens in a row."""
+    dtype: str | None = None
+    """What the model computes in."""
 
     @property
     def explained_variance(self) -> float:

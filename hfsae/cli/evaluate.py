@@ -38,7 +38,8 @@ def evaluate(
             raise InvalidValue(f"{str(target)!r} exists. An output file is not replaced unasked. Give --overwrite.")
     texts = read_texts(files or [], shipped=model is None)
     attachment, tokenizer = open_attachment(model, sae, layer, site, device)
-    result = run(attachment, texts, tokenizer=tokenizer, batch_size=batch_size, max_tokens=max_tokens)
+    named = ", ".join(path.name for path in files or []) or None
+    result = run(attachment, texts, tokenizer=tokenizer, batch_size=batch_size, max_tokens=max_tokens, data_name=named)
     typer.echo(str(result))
     if json_file is not None:
         json_file.write_text(json.dumps(result.to_dict(), indent=2) + "\n")

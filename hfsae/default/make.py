@@ -139,7 +139,8 @@ def measure_dictionary(out: Path, folder: Path) -> None:
     model, tokenizer = load_model(out)
     texts = [text for split in SHIPPED_SPLITS for text in library_texts(split).values()]
     attachment = attach(model, sae=SAE.from_pretrained(folder))
-    evaluate(attachment, texts, tokenizer=tokenizer).save(folder / "eval.json")
+    held_out = "the Python standard library, held-out files"
+    evaluate(attachment, texts, tokenizer=tokenizer, data_name=held_out).save(folder / "eval.json")
     layer = attachment.site.layer
     if layer in STEERED:
         measured = json.loads((folder / "eval.json").read_text())
