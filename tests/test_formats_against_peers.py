@@ -4,8 +4,10 @@ import json
 
 import pytest
 import torch
+from conftest import build
 from test_formats_saelens_writer import EXPRESSIBLE, make
 
+from hfsae.attach import attach
 from hfsae.dictionary import SAE
 
 D, F, OUT, K = 6, 20, 5, 3
@@ -123,3 +125,52 @@ def test_sparsify_writes_what_we_read(transcode, skip, tmp_path):
     acts, ids, _ = theirs.encode(x)
     close(ours.encode(x), torch.zeros(len(x), F).scatter(-1, ids, acts))
     close(ours(x), theirs(x).sae_out)
+
+
+WIDTH, LAYER = 32, 1
+
+
+def peer_of(kind, folder):
+    """Write a dictionary of the tiny model's width with the peer's own class; return what it reconstructs."""
+    if kind == "sparsify":
+        sparsify = pytest.importorskip("sparsify")
+        theirs = randomise(sparsify.SparseCoder(WIDTH, sparsify.SparseCoderConfig(k=K, num_latents=64)))
+        theirs.save_to_disk(folder / "layers.1")
+        return folder / "layers.1", lambda x: theirs(x.flatten(0, 1)).sae_out.reshape(x.shape)
+    if kind == "dictionary_learning":
+        pytest.importorskip("dictionary_learning")
+        from dictionary_learning.trainers.batch_top_k import BatchTopKSAE
+
+        theirs = randomise(BatchTopKSAE(WIDTH, 64, K))
+        theirs.threshold.fill_(0.6)
+        torch.save(theirs.state_dict(), folder / "ae.pt")
+        trainer = {"dict_class": "BatchTopKSAE", "activation_dim": WIDTH, "dict_size": 64, "layer": LAYER}
+        (folder / "config.json").write_text(json.dumps({"trainer": trainer | {"lm_name": "gpt2"}, "buffer": {}}))
+        return folder, theirs
+    sae_lens = pytest.importorskip("sae_lens")
+    metadata = sae_lens.saes.sae.SAEMetadata(model_name="gpt2", hook_name=f"blocks.{LAYER}.hook_resid_post")
+    config = getattr(sae_lens, f"{kind}Config")
+    theirs = randomise(getattr(sae_lens, kind)(config(d_in=WIDTH, d_sae=64, metadata=metadata, **SAELENS[kind])))
+    theirs.save_model(folder)
+    return folder, theirs
+
+
+@pytest.mark.parametrize(
+    "kind", ["StandardSAE", "JumpReLUSAE", "TopKSAE", "GatedSAE", "dictionary_learning", "sparsify"]
+)
+def test_splice_is_the_peers_reconstruction_in_place_of_the_activation(kind, tmp_path, ids):
+    folder, theirs = peer_of(kind, tmp_path)
+    model = build("gpt2")
+
+    def replaced(module, args, output):
+        first = output[0] if isinstance(output, tuple) else output
+        return (theirs(first), *output[1:]) if isinstance(output, tuple) else theirs(first)
+
+    with torch.no_grad():
+        clean = model(ids).logits
+        handle = model.transformer.h[LAYER].register_forward_hook(replaced)
+        expected = model(ids).logits
+        handle.remove()
+        with attach(model, LAYER, sae=folder, force=True) as att, att.splice():
+            close(model(ids).logits, expected)
+    assert not torch.allclose(clean, expected, atol=1e-2)
