@@ -356,13 +356,16 @@ def test_a_failed_write_changes_nothing(folder):
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path):
-    stale = tmp_path / ".new.tmp-999999999-abcd1234"
-    mine = tmp_path / f".new.tmp-{os.getpid()}-abcd1234"
-    for path in (stale, mine):
-        path.mkdir()
-    write_folder_atomically(tmp_path / "new", lambda aside: (aside / "a").write_text("1") and None)
-    assert not stale.exists()
-    assert mine.exists()
+    asides = []
+    write_folder_atomically(tmp_path / "new", asides.append)
+    _, host, _, unique = asides[0].name.rsplit("-", 3)
+    killed, running, elsewhere = f"{host}-999999999", f"{host}-{os.getpid()}", "0-999999999"
+    for process in (killed, running, elsewhere):
+        (tmp_path / f".new.tmp-{process}-{unique}").mkdir()
+    write_folder_atomically(tmp_path / "new", asides.append)
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [f".new.tmp-{running}-{unique}", f".new.tmp-{elsewhere}-{unique}", "new"]
+    )
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../b", "", "a//b", "C:x", "a\\b", None, "a\0b"])

@@ -10,8 +10,10 @@ folder is exchanged for the new one in one step where the system can. Killed at 
 
 import ctypes
 import errno
+import glob
 import json
 import os
+import platform
 import shutil
 import stat
 import sys
@@ -20,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
 from uuid import uuid4
+from zlib import crc32
 
 from hfsae.errors import CheckpointError, CheckpointNotFound
 
@@ -174,12 +177,17 @@ def _unreadable(path: Path, error: OSError) -> CheckpointError | CheckpointNotFo
 
 
 def _beside(path: Path) -> Path:
-    return path.with_name(f".{path.name}.tmp-{os.getpid()}-{uuid4().hex[:8]}")
+    return path.with_name(f"{_aside_prefix(path)}{os.getpid()}-{uuid4().hex[:8]}")
+
+
+def _aside_prefix(path: Path) -> str:
+    """How names of files written aside begin here: a process of another machine may write into the same folder."""
+    return f".{path.name}.tmp-{crc32(platform.node().encode()):08x}-"
 
 
 def _sweep(path: Path) -> None:
-    """Remove what writers of this folder or file left behind that were killed."""
-    for stale in path.parent.glob(f".{path.name}.tmp-*-*"):
+    """Remove what writers of this folder or file left behind that were killed on this machine."""
+    for stale in path.parent.glob(f"{glob.escape(_aside_prefix(path))}*-*"):
         pid = stale.name.split("-")[-2]
         if pid.isdecimal() and not _is_alive(int(pid)):
             if stale.is_dir():
