@@ -49,6 +49,8 @@ class SAE(SparseCoder):
     ) -> None:
         super().__init__(config, features=features, tensors=tensors)
         self._recorded: tuple[str, tuple[int, ...]] | None = None
+        self.folder: Path | None = None
+        """Where it was loaded from."""
 
     @property
     def id(self) -> str:
@@ -111,7 +113,9 @@ class SAE(SparseCoder):
             )
         checkpoint = read_checkpoint(path, format, features=features)
         _check_place(checkpoint, layer, site)
-        return cls.from_checkpoint(checkpoint, device=device, dtype=kind)
+        sae = cls.from_checkpoint(checkpoint, device=device, dtype=kind)
+        sae.folder = path if path.is_dir() else path.parent
+        return sae
 
     @classmethod
     def from_checkpoint(

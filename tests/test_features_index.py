@@ -1,19 +1,29 @@
 """The index equals a brute-force computation in any batches and shards, and is kept, searched and shown whole."""
 
 import json
+import lzma
 from dataclasses import fields
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
 from hfsae.attach import Attachment, attach
 from hfsae.dictionary import SAE
-from hfsae.errors import CheckpointError, InvalidType, InvalidValue, Mismatch, OutOfRange
+from hfsae.errors import (
+    CheckpointError,
+    CheckpointNotFound,
+    InvalidType,
+    InvalidValue,
+    Mismatch,
+    OutOfRange,
+    Unsupported,
+)
 from hfsae.features import FeatureIndex, index_features
-from hfsae.features.collecting import Collected
+from hfsae.features.collecting import Collected, to_tensors
 from hfsae.features.contexts import LEFT, WIDTH, BestContexts, Contexts
-from hfsae.features.index import to_tensors
+from hfsae.features.storing import read_index, write_index
 from hfsae.hooks import capture
 from hfsae.sae.config import SAEConfig
 
@@ -137,6 +147,79 @@ def test_saving_and_loading_keeps_everything(attachment, rows, tmp_path):
     assert [str(loaded[i]) for i in range(24)] == [str(index[i]) for i in range(24)]
 
 
+def test_a_trimmed_and_packed_index_shows_the_same_cards_shorter(attachment, rows, tmp_path):
+    whole = index_features(attachment, rows)
+    whole.trimmed(contexts=3, samples=2, around=(4, 2)).save(tmp_path / "index", packed=True)
+    small = FeatureIndex.load(tmp_path / "index")
+    assert [small[i].label for i in range(24)] == [whole[i].label for i in range(24)]
+    assert small.rules == small.fixed_rules
+    assert torch.equal(small.density, whole.density)
+    assert torch.allclose(small.max, whole.max, rtol=1e-3)
+    for feature in range(24):
+        one, other = whole[feature], small[feature]
+        assert other.histogram == one.histogram
+        assert other.mean == pytest.approx(one.mean, rel=1e-6)
+        assert [token for token, _ in other.promoted] == [token for token, _ in one.promoted]
+        assert len(other.top) == min(3, len({tuple(example.tokens[-7:]) for example in one.top}))
+        assert len(other.samples) == min(2, len(one.samples))
+        for example in (*other.top, *other.samples):
+            assert example.at <= 4
+            assert len(example.tokens) <= 7
+            assert "".join(example.tokens) in "".join("".join(e.tokens) + "|" for e in (*one.top, *one.samples))
+    whole.save(tmp_path / "whole")
+    sizes = [sum(f.stat().st_size for f in (tmp_path / name).iterdir()) for name in ("index", "whole")]
+    assert sizes[0] < sizes[1] / 3
+
+
+def test_a_trimmed_index_is_not_merged_or_gone_on_with(attachment, rows, tmp_path):
+    whole = index_features(attachment, rows)
+    small = whole.trimmed(contexts=0, samples=0)
+    assert small[0].top == small[0].samples == ()
+    with pytest.raises(Unsupported, match="was trimmed"):
+        whole.merge(small)
+    small.save(tmp_path / "index")
+    with pytest.raises(Unsupported, match="Use the index that it was trimmed from"):
+        index_features(attachment, rows, folder=tmp_path / "index")
+    with pytest.raises(InvalidValue, match="none may be negative"):
+        whole.trimmed(contexts=-1)
+
+
+def test_an_index_is_found_beside_its_dictionary(attachment, rows, tmp_path):
+    assert FeatureIndex.of(attachment.dictionary) is None
+    place = attachment.dictionary.save_pretrained(tmp_path / "dictionaries")
+    loaded = SAE.from_pretrained(place)
+    assert FeatureIndex.of(loaded) is None
+    attached = attach(attachment.model, 1, sae=loaded, name="again")
+    index_features(attached, rows).save(place / "index")
+    found = FeatureIndex.of(loaded)
+    assert found is not None
+    assert found.dictionary == loaded.id
+    with torch.no_grad():
+        loaded.b_dec.add_(1)
+    with pytest.raises(Mismatch, match="Make the index again"):
+        FeatureIndex.of(loaded)
+
+
+def test_numbers_are_stored_in_the_narrowest_type_that_keeps_them(tmp_path):
+    tensors = {
+        "small": torch.tensor([-1, 100]),
+        "large": torch.tensor([2**40]),
+        "half": torch.tensor([0.5, 3.0]),
+        "fine": torch.tensor([1.0 + 2**-20]),
+        "double": torch.tensor([1.0 + 2**-40], dtype=torch.float64),
+        "none": torch.zeros(0, dtype=torch.int64),
+    }
+    for packed in (False, True):
+        write_index(tmp_path / "index", {}, tensors, packed=packed)
+        _, read = read_index(tmp_path / "index")
+        assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+    write_index(tmp_path / "index", {}, tensors, packed=False)
+    stored = {name: t.dtype for name, t in load_file(tmp_path / "index" / "index.safetensors").items()}
+    assert stored["small"] == torch.int8
+    assert stored["half"] == torch.bfloat16
+    assert stored["double"] == torch.float64
+
+
 def test_the_rule_of_a_feature_that_follows_a_token_is_that_token(tiny_gpt2, rows):
     dictionary = make_dictionary()
     attachment = attach(tiny_gpt2, 0, "resid_pre", sae=dictionary)
@@ -226,10 +309,43 @@ def test_bad_input_is_one_clear_error(attachment, rows, tmp_path):
         index_features(other, rows, folder=tmp_path / "index")
     with pytest.raises(InvalidValue, match="holds no dashboard"):
         index.to_html(tmp_path / "index")
-    weights = tmp_path / "index" / "index.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-100])
-    with pytest.raises(CheckpointError, match=r"index\.safetensors"):
+
+
+def damaged(folder, name, change):
+    file = folder / name
+    file.write_bytes(change(file.read_bytes()))
+
+
+DAMAGE = {
+    "truncated": ("index.safetensors", lambda data: data[:-100], "is cut off"),
+    "no facts": ("index.json", lambda data: b"", "no valid JSON"),
+    "another version": ("index.json", lambda data: data.replace(b'_version": 1', b'_version": 9'), "Make it again"),
+    "a fact missing": ("index.json", lambda data: data.replace(b'"rows"', b'"rose"'), "is incomplete"),
+    "another width": ("index.json", lambda data: data.replace(b'"d_sae": 24', b'"d_sae": 12'), "is incomplete"),
+}
+PACKED_DAMAGE = {
+    "truncated": ("index.safetensors.xz", lambda data: data[:-100], "cut off"),
+    "no xz": ("index.safetensors.xz", lambda data: b"hello" * 20, "cannot be unpacked"),
+    "bomb": ("index.safetensors.xz", lambda data: lzma.compress(bytes(10_000_000)), "does not unpack to"),
+    "sizeless": ("index.json", lambda data: data.replace(b'packed_bytes": ', b'packed_bytes": -'), "A size was"),
+}
+
+
+@pytest.mark.parametrize(
+    ("packed", "case"), [*((False, c) for c in DAMAGE.values()), *((True, c) for c in PACKED_DAMAGE.values())]
+)
+def test_a_damaged_index_is_one_clear_error(attachment, rows, tmp_path, packed, case):
+    name, change, message = case
+    index_features(attachment, rows).save(tmp_path / "index", packed=packed)
+    damaged(tmp_path / "index", name, change)
+    with pytest.raises(CheckpointError, match=message) as caught:
         FeatureIndex.load(tmp_path / "index")
+    assert str(tmp_path / "index") in str(caught.value)
+
+
+def test_a_missing_index_is_one_clear_error(tmp_path):
+    with pytest.raises(CheckpointNotFound, match=r"index\.json"):
+        FeatureIndex.load(tmp_path)
 
 
 def test_one_token_texts_are_indexed(attachment):

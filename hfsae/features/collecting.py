@@ -6,12 +6,13 @@ of strengths as a sample (random by a hash of the row's tokens, so that shards a
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hfsae.data.tokens import TokenBatch
-from hfsae.features.contexts import LEFT, WIDTH, BestContexts, Contexts
+from hfsae.features.contexts import LEFT, WIDTH, BestContexts, Contexts, joined
 from hfsae.features.firings import Fired
 from hfsae.features.tallies import PairCounts
 
@@ -21,6 +22,7 @@ POSITION_BINS = 12
 """Bins of position, doubling: 0, 1-2, 3-6, 7-14 and so on."""
 SAMPLES_PER_RANGE, SAMPLE_RANGES = 2, 20
 """A random sample of contexts is kept for every octave of strength."""
+_COUNTS = ("count", "total", "max", "histogram", "by_position", "token_count", "previous_count")
 _HASH_ROW, _HASH_POSITION, _HASH_FEATURE = 0x5851F42D4C957F2D, 0x14057B7EF767814F, 0x2545F4914F6CDD1D
 
 
@@ -103,6 +105,46 @@ class Collected:
         # float32 holds 24 bits of the hash exactly; what they leave equal, the tie decides.
         luck = (tie >> 39).float()
         offer(self.samples, fired.feature * SAMPLE_RANGES + ranges, luck, torch.arange(len(luck)))
+
+
+def to_tensors(c: Collected) -> dict[str, Tensor]:
+    """Return what was collected as named tensors, all that is needed to go on collecting."""
+    tensors = {name: getattr(c, name) for name in _COUNTS}
+    for name in ("on_token", "after_token"):
+        features, tokens, counts = getattr(c, name).pairs()
+        tensors |= {f"{name}.keys": features * c.vocabulary + tokens, f"{name}.counts": counts}
+    return tensors | c.top.best().to_tensors("top") | c.samples.best().to_tensors("samples")
+
+
+def from_tensors(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Collected:
+    """Build what was collected from its `to_tensors`."""
+    c = Collected(facts["d_sae"], len(tensors["token_count"]), facts["contexts"], facts["tokens"], facts["rows"])
+    for name in _COUNTS:
+        if tensors[name].shape != getattr(c, name).shape:
+            raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(getattr(c, name).shape)}")
+        setattr(c, name, tensors[name].to(getattr(c, name).dtype))
+    for name in ("on_token", "after_token"):
+        setattr(c, name, PairCounts(c.vocabulary, tensors[f"{name}.keys"], tensors[f"{name}.counts"]))
+    c.top = BestContexts(c.d_sae, c.contexts, Contexts.from_tensors(tensors, "top"))
+    c.samples = BestContexts(c.d_sae * SAMPLE_RANGES, SAMPLES_PER_RANGE, Contexts.from_tensors(tensors, "samples"))
+    return c
+
+
+def merged(one: Collected, other: Collected) -> Collected:
+    """Return what one pass over the data of both would have collected."""
+    facts = {"d_sae": one.d_sae, "contexts": one.contexts, "tokens": one.tokens + other.tokens}
+    first, second = to_tensors(one), to_tensors(other)
+    tensors = {name: first[name] + second[name] for name in _COUNTS}
+    tensors["max"] = torch.maximum(one.max, other.max)
+    for name in ("on_token", "after_token"):
+        keys, where = torch.cat([first[f"{name}.keys"], second[f"{name}.keys"]]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
+        counts = torch.cat([first[f"{name}.counts"], second[f"{name}.counts"]])
+        tensors[f"{name}.keys"] = keys
+        tensors[f"{name}.counts"] = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, where, counts)
+    for name in ("top", "samples"):
+        both = joined([Contexts.from_tensors(t, name) for t in (first, second)])
+        tensors |= both.to_tensors(name)
+    return from_tensors(facts | {"rows": one.rows + other.rows}, tensors)
 
 
 def histogram_bin(value: Tensor) -> Tensor:

@@ -45,7 +45,8 @@ class Contexts:
     @staticmethod
     def from_tensors(tensors: dict[str, Tensor], prefix: str) -> "Contexts":
         """Build them from their `to_tensors`."""
-        return Contexts(*(tensors[f"{prefix}.{field.name}"] for field in fields(Contexts)))
+        parts = {field.name: tensors[f"{prefix}.{field.name}"] for field in fields(Contexts)}
+        return Contexts(**parts | {"ids": parts["ids"].int()})
 
     @staticmethod
     def none() -> "Contexts":

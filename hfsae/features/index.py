@@ -11,17 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfsae.errors import CheckpointError, InvalidValue, Mismatch, OutOfRange
+from hfsae.errors import CheckpointError, InvalidValue, Mismatch, OutOfRange, Unsupported
 from hfsae.features.card import Example, FeatureCard, example_of
-from hfsae.features.collecting import SAMPLE_RANGES, SAMPLES_PER_RANGE, Collected
-from hfsae.features.contexts import BestContexts, Contexts, joined
-from hfsae.features.labelling import Rule, best_rules
-from hfsae.features.tallies import PairCounts
-from hfsae.formats.safetensors_io import read_json, read_tensors, write_folder_atomically, write_tensors
+from hfsae.features.collecting import SAMPLE_RANGES, Collected, from_tensors, merged, to_tensors
+from hfsae.features.contexts import Contexts
+from hfsae.features.labelling import Rule, best_rules, rules_from_tensors, rules_to_tensors
+from hfsae.features.storing import FACTS, read_index, write_index
+from hfsae.features.trimming import trimmed_counts, trimmed_weights
+from hfsae.sae.base import SparseCoder
 
 FORMAT_VERSION = 1
-_COUNTS = ("count", "total", "max", "histogram", "by_position", "token_count", "previous_count")
-_SHOWN_TOKENS, _SHOWN_SAMPLES = 8, 12
+FOLDER = "index"
+"""Name of an index's folder beside the files of its dictionary."""
+_SHOWN_TOKENS, _SHOWN_SAMPLES, _SHOWN_NEIGHBOURS = 8, 12, 8
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -38,6 +40,8 @@ class FeatureIndex:
     """What follows from weights alone: promoted and suppressed tokens, neighbours."""
     labels: dict[int, tuple[str, str]]
     """Labels that came with the dictionary, (text, source); they go before automatic ones."""
+    fixed_rules: list[Rule | None] | None = None
+    """The automatic labels of an index that was trimmed, whose counts are gone; None where they follow from counts."""
 
     def __len__(self) -> int:
         return self.collected.d_sae
@@ -63,6 +67,8 @@ class FeatureIndex:
     @cached_property
     def rules(self) -> list[Rule | None]:
         """The automatic label of each feature, as a rule that can be tested on other text."""
+        if self.fixed_rules is not None:
+            return self.fixed_rules
         c = self.collected
         pairs = {"on": c.on_token.pairs(), "after": c.after_token.pairs()}
         return best_rules(pairs, {"on": c.token_count, "after": c.previous_count}, c.count)
@@ -130,34 +136,73 @@ class FeatureIndex:
     def merge(self, other: "FeatureIndex") -> "FeatureIndex":
         """Return the index of the data of both, as one pass over them would have made it.
 
-        Raises: Mismatch: when they are of different dictionaries.
+        Raises:
+            Mismatch: when they are of different dictionaries.
+            Unsupported: when one was trimmed.
         """
         if (self.dictionary, len(self)) != (other.dictionary, len(other)):
             raise Mismatch(
                 f"The indexes are of {self.dictionary!r} and {other.dictionary!r}. "
                 "Indexes of one dictionary can be merged."
             )
+        for index in (self, other):
+            index.check_whole()
         return replace(self, collected=merged(self.collected, other.collected))
 
-    def save(self, folder: str | Path) -> None:
-        """Write the index into a folder: ``index.json`` and ``index.safetensors``, both or neither."""
+    def trimmed(self, *, contexts: int = 4, samples: int = 2, around: tuple[int, int] = (12, 5)) -> "FeatureIndex":
+        """Return a small index that shows the same cards: fewer and shorter contexts, labels fixed, numbers rounded.
 
-        def write(target: Path) -> None:
-            facts = {
-                "format_version": FORMAT_VERSION,
-                "dictionary": self.dictionary,
-                "d_sae": len(self),
-                "contexts": self.collected.contexts,
-                "tokens": self.tokens,
-                "rows": self.collected.rows,
-                "vocabulary": self.vocabulary,
-                "labels": {str(i): list(label) for i, label in self.labels.items()},
-            }
-            (target / "index.json").write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
-            weights = {f"weights.{name}": tensor for name, tensor in self.weights.items()}
-            write_tensors(target / "index.safetensors", to_tensors(self.collected) | weights)
+        It can be searched and shown, but not merged or gone on with.
 
-        write_folder_atomically(Path(folder), write)
+        Args:
+            contexts: Strongest contexts kept of each feature.
+            samples: Random contexts kept of each feature, from weak to strong.
+            around: Tokens kept to the left and to the right of the one that fires.
+
+        Raises: InvalidValue: when one of them is negative.
+        """
+        if min(contexts, samples, *around) < 0:
+            raise InvalidValue(f"contexts={contexts}, samples={samples}, around={around}: none may be negative.")
+        return replace(
+            self,
+            collected=trimmed_counts(self.collected, contexts, samples, around),
+            weights=trimmed_weights(self.weights, _SHOWN_TOKENS, _SHOWN_NEIGHBOURS),
+            fixed_rules=self.rules,
+        )
+
+    def check_whole(self) -> None:
+        """Refuse an index that was trimmed.
+
+        Raises: Unsupported: since its counts are gone.
+        """
+        if self.fixed_rules is not None:
+            raise Unsupported(
+                f"The index of {self.dictionary!r} was trimmed, and its counts are gone. It can be searched and shown. "
+                "Use the index that it was trimmed from."
+            )
+
+    def save(self, folder: str | Path, *, packed: bool = False) -> None:
+        """Write the index into a folder of its own, whole or not at all.
+
+        Beside a dictionary's files, in a folder named ``index``, `of` finds it.
+
+        Args: packed: Compress it, which takes longer; with `trimmed`, a few hundred bytes a feature.
+        """
+        facts = {
+            "format_version": FORMAT_VERSION,
+            "dictionary": self.dictionary,
+            "d_sae": len(self),
+            "contexts": self.collected.contexts,
+            "tokens": self.tokens,
+            "rows": self.collected.rows,
+            "trimmed": self.fixed_rules is not None,
+            "labels": {str(i): list(label) for i, label in self.labels.items()},
+        }
+        tensors = to_tensors(self.collected) | {f"weights.{name}": tensor for name, tensor in self.weights.items()}
+        tensors["vocabulary"] = torch.tensor(list(json.dumps(self.vocabulary).encode()), dtype=torch.uint8)
+        if self.fixed_rules is not None:
+            tensors |= rules_to_tensors(self.fixed_rules)
+        write_index(Path(folder), facts, tensors, packed=packed)
 
     @staticmethod
     def load(folder: str | Path) -> "FeatureIndex":
@@ -166,19 +211,35 @@ class FeatureIndex:
         Raises: CheckpointError, CheckpointNotFound: when a file is missing or damaged, by name.
         """
         path = Path(folder)
-        facts, tensors = read_json(path / "index.json"), read_tensors(path / "index.safetensors")
+        facts, tensors = read_index(path)
         version = facts.get("format_version")
         if version != FORMAT_VERSION:
             raise CheckpointError(
-                f"{path / 'index.json'}: format_version is {version!r}. {FORMAT_VERSION} was expected. Make it again."
+                f"{path / FACTS}: format_version is {version!r}. {FORMAT_VERSION} was expected. Make it again."
             )
         try:
-            collected = from_tensors(facts, tensors)
-            labels = {int(i): (str(text), str(source)) for i, (text, source) in facts["labels"].items()}
-            weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
-            return FeatureIndex(facts["dictionary"], collected, list(facts["vocabulary"]), weights, labels)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            return _from_file(facts, tensors)
+        except (KeyError, TypeError, ValueError, RuntimeError, IndexError) as error:
             raise CheckpointError(f"{path}: the index is incomplete: {error}. Make it again.") from error
+
+    @staticmethod
+    def of(dictionary: SparseCoder) -> "FeatureIndex | None":
+        """Return the index that lies beside the files a dictionary was loaded from; None where there is none.
+
+        Raises:
+            CheckpointError: when it is damaged.
+            Mismatch: when it is of another dictionary.
+        """
+        source = getattr(dictionary, "folder", None)
+        if source is None or not (source / FOLDER / FACTS).is_file():
+            return None
+        index, wanted = FeatureIndex.load(source / FOLDER), getattr(dictionary, "id", None)
+        if index.dictionary != wanted:
+            raise Mismatch(
+                f"{source / FOLDER} is the index of {index.dictionary!r}, the dictionary is {wanted!r}. "
+                "Make the index again."
+            )
+        return index
 
     def to_html(self, folder: str | Path, texts: Sequence[Any] = ()) -> Path:
         """Write a static dashboard that works from disk and offline, and return its page.
@@ -210,44 +271,20 @@ class FeatureIndex:
         )
 
 
-def to_tensors(c: Collected) -> dict[str, Tensor]:
-    """Return what was collected as named tensors, all that is needed to go on collecting."""
-    tensors = {name: getattr(c, name) for name in _COUNTS}
-    for name in ("on_token", "after_token"):
-        features, tokens, counts = getattr(c, name).pairs()
-        tensors |= {f"{name}.keys": features * c.vocabulary + tokens, f"{name}.counts": counts}
-    return tensors | c.top.best().to_tensors("top") | c.samples.best().to_tensors("samples")
-
-
-def from_tensors(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Collected:
-    """Build what was collected from its `to_tensors`."""
-    c = Collected(facts["d_sae"], len(tensors["token_count"]), facts["contexts"], facts["tokens"], facts["rows"])
-    for name in _COUNTS:
-        if tensors[name].shape != getattr(c, name).shape:
-            raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(getattr(c, name).shape)}")
-        setattr(c, name, tensors[name])
-    for name in ("on_token", "after_token"):
-        setattr(c, name, PairCounts(c.vocabulary, tensors[f"{name}.keys"], tensors[f"{name}.counts"]))
-    c.top = BestContexts(c.d_sae, c.contexts, Contexts.from_tensors(tensors, "top"))
-    c.samples = BestContexts(c.d_sae * SAMPLE_RANGES, SAMPLES_PER_RANGE, Contexts.from_tensors(tensors, "samples"))
-    return c
-
-
-def merged(one: Collected, other: Collected) -> Collected:
-    """Return what one pass over the data of both would have collected."""
-    facts = {"d_sae": one.d_sae, "contexts": one.contexts, "tokens": one.tokens + other.tokens}
-    first, second = to_tensors(one), to_tensors(other)
-    tensors = {name: first[name] + second[name] for name in _COUNTS}
-    tensors["max"] = torch.maximum(one.max, other.max)
-    for name in ("on_token", "after_token"):
-        keys, where = torch.cat([first[f"{name}.keys"], second[f"{name}.keys"]]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
-        counts = torch.cat([first[f"{name}.counts"], second[f"{name}.counts"]])
-        tensors[f"{name}.keys"] = keys
-        tensors[f"{name}.counts"] = torch.zeros(len(keys), dtype=torch.int64).index_add_(0, where, counts)
-    for name in ("top", "samples"):
-        both = joined([Contexts.from_tensors(t, name) for t in (first, second)])
-        tensors |= both.to_tensors(name)
-    return from_tensors(facts | {"rows": one.rows + other.rows}, tensors)
+def _from_file(facts: dict[str, Any], tensors: dict[str, Tensor]) -> FeatureIndex:
+    vocabulary = json.loads(bytes(tensors["vocabulary"].tolist()))
+    collected = from_tensors(facts, tensors)
+    if len(vocabulary) != collected.vocabulary or not all(isinstance(token, str) for token in vocabulary):
+        raise ValueError(f"its vocabulary is not {collected.vocabulary} texts")
+    weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    return FeatureIndex(
+        dictionary=str(facts["dictionary"]),
+        collected=collected,
+        vocabulary=vocabulary,
+        weights=weights,
+        labels={int(i): (str(text), str(source)) for i, (text, source) in facts["labels"].items()},
+        fixed_rules=rules_from_tensors(tensors) if facts["trimmed"] else None,
+    )
 
 
 def _by_group(contexts: Contexts, features: int, per_feature: int = 1) -> tuple[Contexts, list[int]]:

@@ -51,6 +51,7 @@ def index_features(  # noqa: PLR0913
     Raises:
         InvalidValue: when the data hold no token that is encoded.
         Mismatch: when the folder holds the index of another dictionary.
+        Unsupported: when it holds one that was trimmed.
     """
     model = unwrap(attachment.model)
     collected = _begun(attachment, folder, contexts, _vocabulary_size(model, tokenizer))
@@ -87,6 +88,7 @@ def _begun(attachment: Attachment, folder: str | Path | None, contexts: int, voc
             f"{folder} holds the index of {index.dictionary!r}. One of {_id(attachment)!r} was to be made. "
             "Choose another folder."
         )
+    index.check_whole()
     return index.collected
 
 

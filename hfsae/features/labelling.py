@@ -12,6 +12,8 @@ from torch import Tensor
 
 _MOST_TOKENS = 32
 _SHOWN = 4
+_NONE = ""
+_KINDS = (_NONE, "on", "after")
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,28 @@ def best_rules(
             if rule is not None and (other is None or rule.f1 > other.f1):
                 found[i] = rule
     return found
+
+
+def rules_to_tensors(rules: list[Rule | None]) -> dict[str, Tensor]:
+    """Return rules as named tensors, for a file."""
+    found = [rule or Rule(_NONE, (), 0.0) for rule in rules]
+    return {
+        "rules.kind": torch.tensor([_KINDS.index(rule.kind) for rule in found]),
+        "rules.f1": torch.tensor([rule.f1 for rule in found]),
+        "rules.sizes": torch.tensor([len(rule.tokens) for rule in found]),
+        "rules.tokens": torch.tensor([token for rule in found for token in rule.tokens]).long(),
+    }
+
+
+def rules_from_tensors(tensors: dict[str, Tensor]) -> list[Rule | None]:
+    """Build rules from their `rules_to_tensors`."""
+    sets = tensors["rules.tokens"].split(tensors["rules.sizes"].tolist())  # type: ignore[no-untyped-call]
+    kinds = [_KINDS[kind] for kind in tensors["rules.kind"].tolist()]
+    f1s = tensors["rules.f1"].tolist()
+    return [
+        None if kind == _NONE else Rule(kind, tuple(tokens.tolist()), f1)
+        for kind, tokens, f1 in zip(kinds, sets, f1s, strict=True)
+    ]
 
 
 def _best_set(kind: str, token: Tensor, count: Tensor, token_count: Tensor, fires: int) -> Rule | None:
