@@ -11,7 +11,10 @@ pytest.importorskip("gradio", reason="the demo extra is not installed")
 from dictionaries import as_in_production
 
 from hfsae.demo import render
+from hfsae.demo.cards import Cards
 from hfsae.demo.engine import Engine
+from hfsae.demo.handlers import Handlers
+from hfsae.demo.pieces import Pieces
 from hfsae.demo.state import EditChoice, Request, edits_from_json, edits_to_json
 from hfsae.errors import HfsaeError, InvalidType, InvalidValue
 
@@ -23,12 +26,17 @@ def engine() -> Engine:
     from hfsae import attach, load_default
 
     model, tokenizer = load_default()
-    return Engine(attach(model, layer=2), tokenizer)
+    return Engine(attach(model, layer=2), tokenizer, "def f(x):\n    return x\n")
+
+
+@pytest.fixture(scope="module")
+def handlers(engine) -> Handlers:
+    return Handlers(engine, Cards(engine.attachment, engine.tokenizer), "model, tok, att = ...")
 
 
 def last(engine: Engine, request: Request) -> tuple[str, str]:
     *_, final = engine.stream(request)
-    return tuple("".join(piece.text for piece in row) for row in (final.default, final.steered))
+    return tuple("".join(text.pieces) for text in (final.default, final.steered))
 
 
 def test_a_stream_equals_generate_without_and_with_the_edit(engine):
@@ -36,9 +44,9 @@ def test_a_stream_equals_generate_without_and_with_the_edit(engine):
     default, steered = last(engine, Request(prompt="The default value is", edits=(RAISE,), tokens=12))
     ids = tok("The default value is", return_tensors="pt")
     options = {"max_new_tokens": 12, "do_sample": False, "repetition_penalty": 1.1}
-    assert default == tok.decode(att.model.generate(**ids, **options)[0])
+    assert default == tok.decode(att.model.generate(**ids, **options)[0], skip_special_tokens=True)
     with att.steer(3707, 0.7, unit="max"):
-        assert steered == tok.decode(att.model.generate(**ids, **options)[0])
+        assert steered == tok.decode(att.model.generate(**ids, **options)[0], skip_special_tokens=True)
     assert default != steered
 
 
@@ -52,9 +60,8 @@ def test_sampling_depends_on_the_seed_alone(engine):
 
 
 def test_no_edit_costs_nothing_and_an_edit_something(engine):
-    text = "def f(x):\n    return x\n"
-    assert engine.cost((), text).kl == 0
-    assert engine.cost((RAISE,), text).kl > 0
+    assert engine.cost(()).kl == 0
+    assert engine.cost((RAISE,)).kl > 0
 
 
 def test_a_state_survives_its_url_and_its_json():
@@ -95,9 +102,45 @@ def test_an_unknown_feature_is_refused_before_anything_runs(engine):
 
 
 def test_html_in_texts_is_shown_and_never_run():
-    html = render.tokens([render.Token("<script>alert(1)</script>")], scale=1.0) + render.error("<img onerror=x>")
-    assert "<script>" not in html
+    bad = "<img src=x onerror=alert(1)>"
+    html = render.found(bad, [(1, bad, bad)]) + render.error(bad) + render.note(bad) + render.presets([bad])
+    assert html.count("&lt;img") == 6
     assert "<img" not in html
+
+
+def test_the_tint_of_a_text_is_what_its_stream_showed(engine):
+    request = Request(prompt="if x is None:\n    raise", edits=(RAISE,), tokens=12)
+    *_, final = engine.stream(request, watch=3707)
+    for text in (final.default, final.steered):
+        assert engine.tint(text.ids[:-1], 3707) == pytest.approx(text.values[:-1], abs=1e-4)
+        assert Pieces(engine.tokenizer, text.ids).finish().texts == text.pieces
+    assert max(final.steered.values) > 0
+
+
+def test_pieces_show_a_character_of_many_tokens_once_it_is_whole(engine):
+    text = "a 🙂 שלום é\n"
+    pieces = Pieces(engine.tokenizer, engine.encode(text))
+    assert "".join(pieces.finish().texts) == text
+    assert "\N{REPLACEMENT CHARACTER}" not in "".join(pieces.texts)
+
+
+@pytest.mark.parametrize(
+    ("value", "warning"),
+    [(0.9, ""), (1.5, "1.5 × the largest activation"), (-1.2, "1.2 × the largest activation")],
+)
+def test_a_strength_outside_the_measured_range_is_warned_of(handlers, value, warning):
+    told = handlers.cards.warning(EditChoice(kind="steer", feature=3707, value=value, unit="max"))
+    assert warning in told
+    assert bool(warning) == bool(told)
+
+
+def test_each_unit_of_strength_is_the_same_edit(engine, handlers):
+    sizes = handlers.cards.unit_sizes(3707)
+    costs = [
+        engine.cost((EditChoice(kind="steer", feature=3707, value=5 / sizes[unit], unit=unit),)).kl for unit in sizes
+    ]
+    assert set(sizes) == {"max", "norm", "activation"}
+    assert costs == pytest.approx([costs[0]] * 3, rel=1e-4)
 
 
 def test_the_page_builds_and_its_endpoints_have_names():

@@ -2,21 +2,19 @@
 
 import os
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-from hfsae.attach import Attachment, attach
+from hfsae.attach import attach
 from hfsae.default import load_default
 from hfsae.demo.cards import Cards
+from hfsae.demo.components import style
 from hfsae.demo.engine import Engine
 from hfsae.demo.handlers import Handlers
 from hfsae.demo.page import Preset, build, read_presets
-from hfsae.demo.render import CSS
 from hfsae.demo.state import Request
-from hfsae.dictionary import SAE
 from hfsae.errors import MissingPackage
-
-if TYPE_CHECKING:
-    from hfsae.features import FeatureIndex
+from hfsae.features import FeatureIndex
 
 COST_TEXT = '''def load(path, mode="r"):
     """Open a file and return its content.
@@ -31,13 +29,6 @@ COST_TEXT = '''def load(path, mode="r"):
 '''
 """Ordinary text of the kind that the shipped model was trained on."""
 
-DEFAULT_OPENING = "model, tok = hfsae.load_default()\natt = hfsae.attach(model, layer={layer})"
-HUB_OPENING = (
-    "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-    "model = AutoModelForCausalLM.from_pretrained({model!r})\ntok = AutoTokenizer.from_pretrained({model!r})\n"
-    "att = hfsae.attach(model, layer={layer}, sae={sae!r})"
-)
-
 
 def demo(
     model: str | None = None,
@@ -45,7 +36,8 @@ def demo(
     sae: str | None = None,
     layer: int | None = None,
     site: str = "resid_post",
-    index: "FeatureIndex | None" = None,
+    device: str | None = None,
+    index: FeatureIndex | str | Path | None = None,
 ) -> Any:
     """Build the demo as a `gradio.Blocks` that `launch` serves.
 
@@ -54,20 +46,23 @@ def demo(
         sae: Hub id or folder of a dictionary; None takes the one registered for the model.
         layer: Block; 2 in the shipped model.
         site: Where in the block.
-        index: What its features mean, for search and cards.
+        device: Where to run; None leaves the model where it loads.
+        index: What its features mean, for search and cards: an index, or the folder of one.
 
     Raises:
         MissingPackage: when gradio is not installed.
     """
-    attachment, tokenizer, opening = _open(model, sae, layer, site)
-    handlers = Handlers(Engine(attachment, tokenizer), Cards(_public(attachment), index), opening, COST_TEXT)
-    presets = _presets() if model is None else []
+    _need_gradio()
+    if model is None and layer is None:
+        layer = 2
+    opened, tokenizer = _load(model, device)
+    attachment = attach(opened, layer, site, sae=sae)
+    cards = Cards(attachment, tokenizer, FeatureIndex.load(index) if isinstance(index, (str, Path)) else index)
+    handlers = Handlers(Engine(attachment, tokenizer, COST_TEXT), cards, _opening(model, sae, layer, site))
+    presets = _presets() if model is None and sae is None and layer == 2 else []
     start = presets[0].request if presets else Request(prompt="The ")
-    title = (
-        f"`{_public(attachment).id}` · {attachment.dictionary.config.d_sae:,} features at `{attachment.module_path}`"
-    )
-    _gradio()
-    return build(handlers, start, presets, title)
+    about = f"{cards.dictionary.id} · {cards.dictionary.config.d_sae:,} features at {attachment.module_path}"
+    return build(handlers, start, presets, about)
 
 
 def launch(page: Any, *, port: int | None = None, share: bool = False, block: bool = True) -> Any:
@@ -85,7 +80,8 @@ def launch(page: Any, *, port: int | None = None, share: bool = False, block: bo
         server_port=port,
         share=share,
         prevent_thread_lock=not block,
-        css=CSS,
+        css=style(),
+        theme=_theme(),
         allowed_paths=[],
         max_file_size="1kb",
         show_error=False,
@@ -99,33 +95,50 @@ def launch(page: Any, *, port: int | None = None, share: bool = False, block: bo
     )
 
 
-def _gradio() -> Any:
+def _theme() -> Any:
+    """Warm and quiet, in the fonts that the reader's machine has."""
+    import gradio as gr
+
+    return gr.themes.Default(
+        primary_hue="orange",
+        neutral_hue="stone",
+        font=["system-ui", "sans-serif"],
+        font_mono=["ui-monospace", "monospace"],
+    )
+
+
+def _need_gradio() -> None:
     os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
     try:
-        import gradio
+        import gradio  # noqa: F401
     except ImportError as error:
         raise MissingPackage(
             "The demo needs gradio, which is not installed. Run: pip install 'hfsae[demo]'."
         ) from error
-    return gradio
 
 
-def _open(model: str | None, sae: str | None, layer: int | None, site: str) -> tuple[Attachment, Any, str]:
+def _load(model: str | None, device: str | None) -> tuple[Any, Any]:
+    """The model and its tokenizer."""
     if model is None:
-        loaded, tokenizer = load_default()
-        layer = 2 if layer is None else layer
-        return attach(loaded, layer, site, sae=sae), tokenizer, DEFAULT_OPENING.format(layer=layer)
+        return load_default(device=device)
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    opened: Any = AutoModelForCausalLM.from_pretrained(model)
-    opening = HUB_OPENING.format(model=model, layer=layer, sae=sae)
-    return attach(opened, layer, site, sae=sae), AutoTokenizer.from_pretrained(model), opening
+    loaded: Any = AutoModelForCausalLM.from_pretrained(model)
+    return loaded.to(device) if device else loaded, AutoTokenizer.from_pretrained(model)
 
 
-def _public(attachment: Attachment) -> SAE:
-    """The dictionary, which the demo opened itself and so is a public one."""
-    assert isinstance(attachment.dictionary, SAE)
-    return attachment.dictionary
+def _opening(model: str | None, sae: str | None, layer: int | None, site: str) -> str:
+    """The Python that does what `_load` and `attach` did."""
+    given = {"layer": layer, "site": site if site != "resid_post" else None, "sae": sae}
+    where = "".join(f", {name}={value!r}" for name, value in given.items() if value is not None)
+    attaching = f"att = hfsae.attach(model{where})"
+    if model is None:
+        return f"model, tok = hfsae.load_default()\n{attaching}"
+    return (
+        "from transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        f"model = AutoModelForCausalLM.from_pretrained({model!r})\n"
+        f"tok = AutoTokenizer.from_pretrained({model!r})\n{attaching}"
+    )
 
 
 def _presets() -> list[Preset]:

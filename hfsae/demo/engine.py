@@ -1,13 +1,14 @@
-"""What the demo computes, without a page: streamed generation, features of a prompt, the cost of edits.
+"""What the demo computes, without a page: streamed generation, features of a text, the cost of edits.
 
 One generation is a batch of two rows, row 0 as the model is and row 1 under the edits. An edit is open only while the
 model runs one step, in the thread that runs it, so that any number of users share one model without seeing each other;
 nothing is held open across a ``yield``, where gradio may go on in another thread.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import reduce
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import cached_property, reduce
 from operator import or_
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,34 +16,63 @@ import torch
 from torch import Tensor
 
 from hfsae.attach import Attachment
-from hfsae.demo.render import Token
-from hfsae.demo.state import REPETITION_PENALTY, EditChoice, Request
+from hfsae.data.limits import longest_row, vocabulary_size
+from hfsae.demo.pieces import Pieces
+from hfsae.demo.state import REPETITION_PENALTY, EditChoice, Request, checked_text
 from hfsae.edits import Edit
 from hfsae.errors import InvalidValue, OutOfRange
+from hfsae.sae.sparse import SparseFeatures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+Ids = Sequence[int]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A text so far: its tokens, and the activation of the watched feature on them."""
+
+    ids: list[int]
+    pieces: list[str]
+    """The text of each token."""
+    values: list[float]
+    """Zeros where no feature is watched; the newest token has not been read yet."""
+
 
 @dataclass(frozen=True)
 class Streamed:
-    """Where a generation stands: both rows so far, prompt included."""
+    """Where a generation stands: both texts so far, prompt included."""
 
     prompt: int
     """Tokens of the prompt."""
-    default: tuple[Token, ...]
-    steered: tuple[Token, ...]
+    default: Written
+    steered: Written
     done: bool = False
 
 
-@dataclass
+@dataclass(frozen=True)
+class Cost:
+    """KL(clean || edited) and cross-entropy, in nats per token, on a stated number of tokens."""
+
+    kl: float
+    ce_clean: float
+    ce_edited: float
+    tokens: int
+
+
 class _Row:
     """One of the two texts while it grows."""
 
-    ids: list[int]
-    generator: torch.Generator
-    values: list[float] = field(default_factory=list)
-    ended: bool = False
+    def __init__(self, tokenizer: "PreTrainedTokenizerBase", prompt: Ids, seed: int) -> None:
+        self.pieces = Pieces(tokenizer, prompt)
+        self.generator = torch.Generator().manual_seed(seed)
+        self.values: list[float] = []
+        self.ended = False
+
+    @property
+    def ids(self) -> list[int]:
+        return self.pieces.ids
 
 
 @dataclass(frozen=True)
@@ -51,15 +81,41 @@ class Engine:
 
     attachment: Attachment
     tokenizer: "PreTrainedTokenizerBase"
+    cost_text: str
+    """The fixed text on which the cost of edits is measured."""
 
     @property
     def context(self) -> int:
         """Most tokens that the model takes, prompt and continuation together."""
-        return int(getattr(self.attachment.model.config, "max_position_embeddings", 2048))
+        return longest_row(self.attachment.model)
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids of a prompt, which must leave room to continue."""
-        ids = [int(i) for i in self.tokenizer(text)["input_ids"]]
+    @property
+    def chats(self) -> bool:
+        """Whether the tokenizer says how a conversation is written."""
+        return bool(getattr(self.tokenizer, "chat_template", None))
+
+    @cached_property
+    def _ends(self) -> set[int]:
+        """Tokens after which a text has ended."""
+        declared = getattr(getattr(self.attachment.model, "generation_config", None), "eos_token_id", None)
+        listed = declared if isinstance(declared, list) else [declared, self.tokenizer.eos_token_id]
+        return {int(token) for token in listed if token is not None}
+
+    def encode(self, text: str, *, chat: bool = False) -> list[int]:
+        """Token ids of a prompt, which must leave room to continue; with ``chat``, as the user's turn of the template.
+
+        Raises: InvalidValue: when it is too long, or the tokenizer has no chat template.
+        """
+        if chat and not self.chats:
+            raise InvalidValue(
+                "This model's tokenizer has no chat template. A plain prompt was expected. Uncheck chat."
+            )
+        if chat:
+            turns = [{"role": "user", "content": text}]
+            told: Any = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, return_dict=True)
+        else:
+            told = self.tokenizer(text)
+        ids = [int(i) for i in told["input_ids"]]
         if not 0 < len(ids) < self.context:
             raise InvalidValue(
                 f"The prompt has {len(ids)} tokens. The model takes 1 to {self.context - 1}. Shorten it."
@@ -68,45 +124,52 @@ class Engine:
 
     def edit(self, choices: tuple[EditChoice, ...], rows: list[int] | None = None) -> Edit | None:
         """The edits as one, or None where there are none."""
-        width = self.attachment.dictionary.config.d_sae
         for choice in choices:
-            if choice.feature >= width:
-                raise OutOfRange(f"Feature {choice.feature} does not exist. Expected 0 to {width - 1}.")
+            self.check_feature(choice.feature)
         edits = [_make(self.attachment, choice, rows) for choice in choices]
         return reduce(or_, edits) if edits else None
 
+    def check_feature(self, feature: int) -> int:
+        """Return the feature, or raise `OutOfRange` where the dictionary has no such one."""
+        width = self.attachment.dictionary.config.d_sae
+        if not 0 <= feature < width:
+            raise OutOfRange(f"Feature {feature} does not exist. Expected 0 to {width - 1}.")
+        return feature
+
     def stream(self, request: Request, watch: int | None = None) -> Iterator[Streamed]:
-        """Generate both texts token by token; ``watch`` is the feature whose activation tints them."""
-        prompt = self.encode(request.prompt)
-        rows = [_Row(list(prompt), torch.Generator().manual_seed(request.seed)) for _ in range(2)]
+        """Generate both texts token by token; ``watch`` is the feature whose activation comes with them."""
+        prompt = self.encode(request.prompt, chat=request.chat)
+        rows = [_Row(self.tokenizer, prompt, request.seed) for _ in range(2)]
         edit = self.edit(request.active, rows=[1])
         cache, step = None, torch.tensor([prompt, prompt])
         for _ in range(min(request.tokens, self.context - len(prompt))):
-            logits, cache, features = self._forward(step, cache, edit, watch)
-            for row, values in zip(rows, features, strict=True):
-                row.values.extend(values)
+            logits, cache, values = self._forward(step, cache, edit, watch)
+            for row, value in zip(rows, values, strict=True):
+                row.values.extend(value)
             step = torch.stack([self._next(row, logits[i], request.temperature) for i, row in enumerate(rows)])
-            yield self._streamed(len(prompt), rows)
             if all(row.ended for row in rows):
                 break
+            yield self._streamed(len(prompt), rows)
+        for row in rows:
+            row.pieces.finish()
         yield self._streamed(len(prompt), rows, done=True)
+
+    def _streamed(self, prompt: int, rows: list[_Row], done: bool = False) -> Streamed:
+        default, steered = map(self._written, rows)
+        return Streamed(prompt, default, steered, done)
 
     def _forward(
         self, ids: Tensor, cache: Any, edit: Edit | None, watch: int | None
     ) -> tuple[Tensor, Any, list[list[float]]]:
         """One step of the model on both rows: the last logits, the cache, and the watched feature on the new tokens."""
         model = self.attachment.model
-        with torch.inference_mode(), self.attachment.record() as record:
-            arguments = {"input_ids": ids.to(model.device), "past_key_values": cache, "use_cache": True}
-            if edit is None:
-                output = model(**arguments)
-            else:
-                with edit:
-                    output = model(**arguments)
-        fired = [[0.0] * ids.shape[1]] * 2
-        if watch is not None:
-            fired = record[0].at([watch])[..., 0].float().tolist()
-        return output.logits[:, -1].float().cpu(), output.past_key_values, fired
+        recording = nullcontext() if watch is None else self.attachment.record()
+        with torch.inference_mode(), recording as record, edit or nullcontext():
+            output = model(input_ids=ids.to(model.device), past_key_values=cache, use_cache=True)
+        values = [[0.0] * ids.shape[1]] * 2
+        if watch is not None and record is not None:
+            values = record.at([watch])[..., 0].float().tolist()
+        return output.logits[:, -1].float().cpu(), output.past_key_values, values
 
     def _next(self, row: _Row, logits: Tensor, temperature: float) -> Tensor:
         """Choose and append the row's next token; one that has ended is fed its last token again, unseen."""
@@ -119,79 +182,95 @@ class Engine:
             chosen = torch.multinomial((logits / temperature).softmax(-1), 1, generator=row.generator)
         else:
             chosen = logits.argmax(keepdim=True)
-        row.ids.append(int(chosen))
-        row.ended = int(chosen) == self.tokenizer.eos_token_id
+        row.pieces.add(int(chosen))
+        row.ended = int(chosen) in self._ends
         return chosen
 
-    def _streamed(self, prompt: int, rows: list[_Row], done: bool = False) -> Streamed:
-        texts = []
-        for row in rows:
-            pieces = self.pieces(row.ids)
-            values = row.values + [0.0] * (len(pieces) - len(row.values))
-            texts.append(tuple(Token(piece, value) for piece, value in zip(pieces, values, strict=False)))
-        return Streamed(prompt, texts[0], texts[1], done)
+    def _written(self, row: _Row) -> Written:
+        ids = list(row.ids)
+        values = row.values + [0.0] * (len(ids) - len(row.values))
+        return Written(ids, list(row.pieces.texts), self._kept(ids, values))
 
-    def pieces(self, ids: list[int]) -> list[str]:
-        """The text of each token; together they are the text. Half a character shows with the token that ends it."""
-        texts, told = [], 0
-        for end in range(1, len(ids) + 1):
-            text = self.tokenizer.decode(ids[:end])
-            whole = "" if text.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids) else text[told:]
-            told += len(whole)
-            texts.append(whole)
-        return texts
+    def _kept(self, ids: Ids, values: list[float]) -> list[float]:
+        """The values, zero on the tokens that the dictionary does not stand for."""
+        return [0.0 if out else value for out, value in zip(self._left_out(ids), values, strict=True)]
 
-    def inspect(self, text: str, k: int = 8) -> list[tuple[str, list[tuple[int, float]]]]:
-        """Each token of a text with its k strongest features and their activations."""
-        ids = self.encode(text)
-        with torch.inference_mode(), self.attachment.record() as record:
-            self.attachment.model(input_ids=torch.tensor([ids], device=self.attachment.model.device))
-        features = record[0]
-        found = []
-        for position, piece in enumerate(self.pieces(ids)):
-            indices, values = features[0, position]
-            found.append((piece, list(zip(indices[:k].tolist(), values[:k].tolist(), strict=True))))
+    def _left_out(self, ids: Ids) -> list[bool]:
+        policy = self.attachment.dictionary.config
+        special = set(self.tokenizer.all_special_ids) if policy.exclude_special_tokens else set()
+        return [i in special or (n == 0 and policy.exclude_first_position) for n, i in enumerate(ids)]
+
+    def _read(self, ids: Ids) -> SparseFeatures:
+        """The features of a text, ``[1, tokens, d_sae]``."""
+        return self.attachment.top_features(torch.tensor([list(ids)]), k=1).sparse
+
+    def check_ids(self, ids: object) -> list[int]:
+        """Return the tokens of a text that the page shows, which a client may have made up, or raise `InvalidValue`."""
+        size = vocabulary_size(self.attachment.model) or len(self.tokenizer)
+        if not isinstance(ids, list) or not 0 < len(ids) <= self.context:
+            raise InvalidValue(f"There is no text. Expected 1 to {self.context} tokens. Generate one.")
+        if not all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i < size for i in ids):
+            raise InvalidValue(f"The text holds an unknown token. Expected ids from 0 to {size - 1}. Generate it anew.")
+        return ids
+
+    def tint(self, ids: Ids, watch: int) -> list[float]:
+        """The activation of one feature on each token of a text."""
+        return self._kept(ids, self._read(ids).at([watch])[0, :, 0].float().tolist())
+
+    def inspect(self, ids: Ids, k: int = 8) -> list[list[tuple[int, float]]]:
+        """The k strongest features of each token and their activations; none where the dictionary does not apply."""
+        codes = self._read(ids)
+        found: list[list[tuple[int, float]]] = []
+        for position, out in enumerate(self._left_out(ids)):
+            indices, values = codes[0, position]
+            found.append([] if out else list(zip(indices[:k].tolist(), values[:k].tolist(), strict=True)))
         return found
 
     def contrast(self, text: str, other: str, k: int = 12) -> list[tuple[int, float]]:
         """The features whose mean activation differs most between two texts; positive: stronger in the first."""
-        means = []
-        for one in (text, other):
-            with torch.inference_mode(), self.attachment.record() as record:
-                self.attachment.model(input_ids=torch.tensor([self.encode(one)], device=self.attachment.model.device))
-            means.append(record[0].to_dense()[0].float().mean(0))
+        means = [self._mean(self.encode(checked_text("text", one))) for one in (text, other)]
         difference = means[0] - means[1]
-        chosen = difference.abs().topk(k).indices
+        chosen = difference.abs().topk(min(k, len(difference))).indices
         return [(int(i), float(difference[i])) for i in chosen if difference[i] != 0]
 
-    def cost(self, choices: tuple[EditChoice, ...], text: str) -> "Cost":
-        """What the edits do to the model's predictions on a fixed text."""
-        ids = torch.tensor([self.encode(text)[: self.context]], device=self.attachment.model.device)
+    def _mean(self, ids: Ids) -> Tensor:
+        kept = [n for n, out in enumerate(self._left_out(ids)) if not out]
+        if not kept:
+            raise InvalidValue("The text has no token that the dictionary stands for. Type a longer one.")
+        return self._read(ids).to_dense()[0, kept].float().mean(0).cpu()
+
+    @cached_property
+    def _cost_ids(self) -> Tensor:
+        return torch.tensor([self.encode(self.cost_text)], device=self.attachment.model.device)
+
+    @cached_property
+    def typical(self) -> float:
+        """The strongest activation on the fixed text: a scale for features whose maximum nobody recorded."""
+        return float(self._read(self._cost_ids[0].tolist()).values.max())
+
+    @cached_property
+    def _clean(self) -> Tensor:
+        """What the unedited model predicts on the fixed text."""
+        return self._predicted(None)
+
+    def _predicted(self, edit: Edit | None) -> Tensor:
+        """Log-probabilities at each token of the fixed text, ``[tokens, vocabulary]``."""
+        with torch.inference_mode(), edit or nullcontext():
+            logits: Tensor = self.attachment.model(input_ids=self._cost_ids).logits[0]
+            return logits.float().log_softmax(-1)
+
+    def cost(self, choices: tuple[EditChoice, ...]) -> Cost:
+        """What the edits do to the model's predictions on the fixed text."""
         edit = self.edit(choices)
-        with torch.inference_mode():
-            clean = self.attachment.model(input_ids=ids).logits[0].float().log_softmax(-1)
-            if edit is None:
-                edited = clean
-            else:
-                with edit:
-                    edited = self.attachment.model(input_ids=ids).logits[0].float().log_softmax(-1)
-        target = ids[0, 1:, None]
+        clean = self._clean
+        edited = clean if edit is None else self._predicted(edit)
+        target = self._cost_ids[0, 1:, None]
         return Cost(
             kl=float((clean.exp() * (clean - edited)).sum(-1).mean()),
             ce_clean=-float(clean[:-1].gather(-1, target).mean()),
             ce_edited=-float(edited[:-1].gather(-1, target).mean()),
-            tokens=ids.shape[1],
+            tokens=self._cost_ids.shape[1],
         )
-
-
-@dataclass(frozen=True)
-class Cost:
-    """KL(clean || edited) and cross-entropy, in nats per token, on a stated number of tokens."""
-
-    kl: float
-    ce_clean: float
-    ce_edited: float
-    tokens: int
 
 
 def _make(attachment: Attachment, choice: EditChoice, rows: list[int] | None) -> Edit:

@@ -1,46 +1,25 @@
-"""What happens when a control of the page is used: values of components in, HTML out.
+"""What happens when a control of the page is used: values of components in, what components show out.
 
-An edit row gives its values in the order of `ROW_FIELDS`. An error of ours becomes a message in place of the result.
+All values come from a browser and are checked; an error of ours becomes a message in place of the result.
 """
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from hfsae.demo import render
 from hfsae.demo.cards import Cards
-from hfsae.demo.engine import Engine, Streamed
-from hfsae.demo.state import KINDS, EditChoice, Request, checked_int, edits_to_json
-from hfsae.errors import HfsaeError
+from hfsae.demo.engine import Engine, Streamed, Written
+from hfsae.demo.pieces import Pieces
+from hfsae.demo.state import EditChoice, Request, checked_int, edits_from_rows, edits_to_json
+from hfsae.errors import HfsaeError, InvalidValue
 
-ROWS = 4
-"""Lines of the list of edits."""
-ROW_FIELDS = ("on", "kind", "feature", "value", "unit")
 DEADLINE = 120.0
 """Seconds after which a generation stops: one whose reader has left must not hold a worker."""
 
-
-def read_edits(values: tuple[Any, ...]) -> tuple[EditChoice, ...]:
-    """The edits in the rows that name a feature; a row without one is no edit."""
-    edits = []
-    for start in range(0, len(values), len(ROW_FIELDS)):
-        on, kind, feature, value, unit = values[start : start + len(ROW_FIELDS)]
-        if feature is None:
-            continue
-        units = KINDS.get(kind, ("",))
-        number = checked_int("feature", feature, 0, 2**31)
-        chosen = unit if unit in units else units[0]
-        edits.append(EditChoice(kind=kind, feature=number, value=value or 0.0, unit=chosen, on=bool(on)))
-    return tuple(edits)
-
-
-def written_rows(edits: tuple[EditChoice, ...]) -> list[Any]:
-    """The values of all rows that show these edits; the rows left over are empty."""
-    values: list[Any] = []
-    for edit in edits[:ROWS]:
-        values += [edit.on, edit.kind, edit.feature, edit.value, edit.unit]
-    return values + [True, "steer", None, 1.0, "max"] * (ROWS - len(edits[:ROWS]))
+Shown = dict[str, Any]
+"""The value of the component that shows both texts."""
 
 
 @dataclass(frozen=True)
@@ -51,63 +30,114 @@ class Handlers:
     cards: Cards
     opening: str
     """The lines of Python that load this model and attach this dictionary."""
-    cost_text: str
-    """The fixed text on which the cost of edits is measured."""
 
-    def stream(self, watch: float | None, *values: Any) -> Iterator[tuple[str, str]]:
-        """Stream both panels; ``values`` are those of `request`."""
-        try:
-            request = self.request(*values)
-            watched = self._watched(watch, request)
-            stop = time.monotonic() + DEADLINE
-            for streamed in self.engine.stream(request, watched):
-                yield self._panels(streamed, watched)
-                if time.monotonic() > stop:
-                    break
-        except HfsaeError as error:
-            yield render.error(str(error)), ""
-
-    def request(self, prompt: str, tokens: float, temperature: float, seed: float, *rows: Any) -> Request:
+    def request(self, prompt: Any, edits: Any, tokens: Any, temperature: Any, seed: Any, chat: Any = False) -> Request:
         """The checked state of the page."""
         return Request(
             prompt=prompt,
-            edits=read_edits(rows),
+            edits=edits_from_rows(edits or []),
             tokens=checked_int("tokens", tokens, 1, 200),
             temperature=temperature,
             seed=checked_int("seed", seed, 0, 2**31 - 1),
+            chat=chat,
         )
 
-    def _watched(self, watch: float | None, request: Request) -> int | None:
-        """The feature that tints the text: the one chosen, else that of the first edit."""
-        if watch is not None:
-            return checked_int("feature", watch, 0, self.cards.count - 1)
-        return request.active[0].feature if request.active else None
+    def stream(self, watch: str, *values: Any) -> Iterator[Shown]:
+        """Both texts as they grow; ``values`` are those of `request`."""
+        try:
+            request = self.request(*values)
+            watched = self.watched(watch)
+            stop = time.monotonic() + DEADLINE
+            for streamed in self.engine.stream(request, watched):
+                yield self._shown(streamed, watched)
+                if time.monotonic() > stop:
+                    break
+        except HfsaeError as error:
+            yield {"error": str(error)}
 
-    def _panels(self, streamed: Streamed, watched: int | None) -> tuple[str, str]:
-        scale = 1.0 if watched is None else self.cards.maximum(watched)
-        tint = "" if watched is None else f", tinted by feature {watched}"
-        default = render.tokens(streamed.default, scale=scale, prompt=streamed.prompt, row="default")
-        steered = render.tokens(streamed.steered, scale=scale, prompt=streamed.prompt, row="steered")
-        return render.panel(f"default{tint}", default), render.panel(f"with the edits{tint}", steered)
+    def watched(self, watch: Any) -> int | None:
+        """The feature whose card is open and that tints the texts."""
+        if not watch:
+            return None
+        if not isinstance(watch, str) or not watch.isdecimal() or len(watch) > 9:
+            raise InvalidValue("The chosen feature is no number. Choose one of the list.")
+        return self.engine.check_feature(int(watch))
 
-    def cost(self, *rows: Any) -> str:
-        """What the edits cost on the fixed text."""
-        choices = tuple(edit for edit in read_edits(rows) if edit.on)
-        cost = self.engine.cost(choices, self.cost_text)
-        table = render.table(
-            [
-                ("KL to the unedited model", f"{cost.kl:.4f} nats per token"),
-                ("CE, unedited → edited", f"{cost.ce_clean:.3f} → {cost.ce_edited:.3f} nats per token"),
-                ("change", f"{cost.ce_edited - cost.ce_clean:+.3f}"),
-            ],
-            kind="hfsae-cost",
+    def _shown(self, streamed: Streamed, watched: int | None) -> Shown:
+        shown: Shown = {"feature": watched, "label": "", "scale": 0.0, "prompt": streamed.prompt, "done": streamed.done}
+        if watched is not None:
+            shown["label"] = self.cards.words(watched)
+            shown["scale"] = self.cards.maximum(watched) or self.engine.typical
+        return shown | {"texts": [asdict(streamed.default), asdict(streamed.steered)]}
+
+    def tint(self, watch: str, shown: Any) -> Shown | None:
+        """The texts on the page, tinted by another feature; None where nothing changes."""
+        watched = self.watched(watch)
+        if not isinstance(shown, dict) or not shown.get("done") or shown.get("feature") == watched:
+            return None
+        default, steered = (self._tinted(ids, watched) for ids in self._ids(shown))
+        prompt = checked_int("length of the prompt", shown.get("prompt"), 0, self.engine.context)
+        return self._shown(Streamed(prompt, default, steered, done=True), watched)
+
+    def _tinted(self, ids: list[int], watched: int | None) -> Written:
+        values = self.engine.tint(ids, watched) if watched is not None else [0.0] * len(ids)
+        return Written(ids, Pieces(self.engine.tokenizer, ids).finish().texts, values)
+
+    def _ids(self, shown: Any) -> list[list[int]]:
+        """The tokens of the texts on the page, which a client may have made up."""
+        texts = shown.get("texts") if isinstance(shown, dict) else None
+        if not isinstance(texts, list) or len(texts) != 2 or not all(isinstance(text, dict) for text in texts):
+            raise InvalidValue("There are no texts. Generate them first.")
+        return [self.engine.check_ids(text.get("ids")) for text in texts]
+
+    def token(self, shown: Any, row: Any, position: Any) -> str:
+        """The strongest features of one token of the texts."""
+        ids = self._ids(shown)[checked_int("text", row, 0, 1)]
+        at = checked_int("position", position, 0, len(ids) - 1)
+        features = self.engine.inspect(ids)[at]
+        piece = Pieces(self.engine.tokenizer, ids).finish().texts[at]
+        if not features:
+            return render.note(f"no feature fires on the token {piece!r}, or the dictionary does not stand for it")
+        return self._found(f"Strongest on {piece!r}", features, "{:.2f}")
+
+    def search(self, words: str) -> str:
+        """Features whose label, contexts or promoted tokens hold the words, or the one of that number."""
+        found = self.cards.search(words)
+        if not found:
+            return render.note("Nothing found. Try another word, or click a token of the texts.")
+        return render.found(f"{len(found)} found", [(feature, label, "") for feature, label in found])
+
+    def contrast(self, text: str, other: str) -> str:
+        """The features that tell two texts apart."""
+        found = self.engine.contrast(text, other)
+        more = [pair for pair in found if pair[1] > 0]
+        less = [pair for pair in found if pair[1] < 0]
+        return self._found("Stronger in the first", more, "{:+.2f}") + self._found(
+            "Stronger in the second", less, "{:+.2f}"
         )
-        outside = [edit for edit in choices if self.cards.is_outside(edit)]
-        warnings = "".join(
-            render.note(f"Feature {edit.feature}: the strength is beyond the largest activation recorded for it.")
-            for edit in outside
-        )
-        return table + warnings + render.note(f"measured on a fixed text of {cost.tokens} tokens")
+
+    def _found(self, title: str, features: list[tuple[int, float]], figure: str) -> str:
+        return render.found(title, [(i, self.cards.words(i), figure.format(value)) for i, value in features])
+
+    def card(self, watch: str) -> str:
+        """The card of the chosen feature."""
+        watched = self.watched(watch)
+        return "" if watched is None else render.card(self.cards.card(watched))
+
+    def facts(self, edits: Any) -> dict[str, Any]:
+        """What the list of edits shows of its features."""
+        width = self.cards.dictionary.config.d_sae
+        features = sorted({edit.feature for edit in edits_from_rows(edits or [])})
+        return {str(feature): self.cards.facts(feature) for feature in features if feature < width}
+
+    def cost(self, edits: Any) -> str:
+        """What the edits cost on the fixed text, and what is out of the ordinary about them."""
+        choices = tuple(edit for edit in edits_from_rows(edits or []) if edit.on)
+        return render.cost(self.engine.cost(choices), [text for edit in choices if (text := self._warning(edit))])
+
+    def _warning(self, edit: EditChoice) -> str:
+        warning = self.cards.warning(edit)
+        return f"Feature {edit.feature}: {warning}." if warning else ""
 
     def link(self, *values: Any) -> tuple[str, str, str]:
         """The query of the URL, the Python and the JSON of the state of the page."""
@@ -116,38 +146,6 @@ class Handlers:
         except HfsaeError as error:
             return "", f"# {error}", "[]"
         return request.to_query(), request.to_python(self.opening), edits_to_json(request.edits)
-
-    def inspect(self, prompt: str) -> str:
-        """The prompt's tokens, to be picked."""
-        found = self.engine.inspect(prompt)
-        pieces = [render.Token(piece, features[0][1] if features else 0.0) for piece, features in found]
-        scale = max((piece.value for piece in pieces), default=1.0)
-        return render.tokens(pieces, scale=scale, row="token") + render.note(
-            "pick a token to see its strongest features"
-        )
-
-    def token(self, prompt: str, pick: str) -> str:
-        """The strongest features of one picked token."""
-        row, _, position = pick.partition(":")
-        found = self.engine.inspect(prompt)
-        if row != "token" or not position.isdigit() or int(position) >= len(found):
-            return ""
-        features = found[int(position)][1]
-        return render.chips([(i, f"{self.cards.words(i)} · {value:.2f}") for i, value in features])
-
-    def search(self, words: str) -> str:
-        """Features whose label, contexts or promoted tokens hold the words."""
-        found = self.cards.search(words)
-        return render.chips(found) if found else render.note("nothing found: try another word, or a prompt's tokens")
-
-    def contrast(self, text: str, other: str) -> str:
-        """The features that tell two texts apart."""
-        found = self.engine.contrast(text, other)
-        return render.chips([(i, f"{self.cards.words(i)} · {value:+.2f}") for i, value in found])
-
-    def card(self, feature: float | None) -> str:
-        """The card of one feature."""
-        return "" if feature is None else self.cards.html(checked_int("feature", feature, 0, self.cards.count - 1))
 
 
 def guarded(make: Callable[..., str]) -> Callable[..., str]:

@@ -5,16 +5,20 @@ group, so that the queue bounds the load on the model and not on each event.
 """
 
 import json
-from dataclasses import dataclass
+import time
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from hfsae.demo import api, render
-from hfsae.demo.handlers import ROWS, Handlers, guarded, written_rows
-from hfsae.demo.state import KINDS, MAX_PROMPT, MAX_TOKENS, UNIT_WORDS, EditChoice, Request
+from hfsae.demo import api, components, render
+from hfsae.demo.handlers import Handlers, guarded
+from hfsae.demo.state import MAX_PROMPT, MAX_SEED, MAX_TOKENS, Request, edits_from_rows
 
 MODEL_QUEUE = "model"
-WORKERS = 2
-"""Generations that run at the same time; each is exact whatever the others do."""
+WORKERS = 4
+"""Generations that run at the same time, token by token in turn; each is exact whatever the others do."""
+
+PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
+MODEL = {**PRIVATE, "concurrency_id": MODEL_QUEUE, "concurrency_limit": WORKERS}
 
 PUT_IN_URL = "(query) => { if (query) history.replaceState(null, '', '?' + query); }"
 DOWNLOAD = """(text) => {
@@ -34,202 +38,179 @@ class Preset:
 
 
 @dataclass
-class _Controls:
-    """The components of the page that events read."""
+class _Parts:
+    """The components of the page that events read or write."""
 
     prompt: Any = None
-    tokens: Any = None
-    temperature: Any = None
-    seed: Any = None
+    edits: Any = None
+    sampling: list[Any] = field(default_factory=list)
+    """Tokens, temperature, seed and chat."""
     watch: Any = None
-    rows: list[Any] | None = None
+    """The number of the feature whose card is open, as text; empty where there is none."""
+    texts: Any = None
+    found: Any = None
+    card: Any = None
 
     @property
     def state(self) -> list[Any]:
         """The inputs of `Handlers.request`."""
-        return [self.prompt, self.tokens, self.temperature, self.seed, *(self.rows or [])]
+        return [self.prompt, self.edits, *self.sampling]
 
 
-def build(handlers: Handlers, start: Request, presets: list[Preset], title: str) -> Any:
+def build(handlers: Handlers, start: Request, presets: list[Preset], about: str) -> Any:
     """Return the page as a `gradio.Blocks`, not yet launched.
 
     Args:
         handlers: What the controls call.
         start: What the page shows when its URL says nothing.
         presets: States to choose from.
-        title: Model and dictionary, in words.
+        about: Model and dictionary, in words.
     """
     import gradio as gr
 
-    controls = _Controls()
-    with gr.Blocks(title="hfsae: steer a model", analytics_enabled=False) as page:
-        gr.Markdown(f"### Steer single features\n{title}")
+    parts = _Parts()
+    with gr.Blocks(title="hfsae: steer single features", analytics_enabled=False) as page:
+        components.header(gr, about)
+        chosen = components.picks(gr, render.presets([preset.name for preset in presets]), visible=bool(presets))
+        parts.watch = gr.Textbox("", visible=False)
+        buttons = _prompt(gr, parts, handlers, start)
+        parts.texts = components.texts(gr)
         with gr.Row():
-            with gr.Column(scale=5, min_width=320):
-                _prompt(gr, controls, start)
-                _edits(gr, controls, start)
-                finder = _finder(gr)
-            with gr.Column(scale=6, min_width=320):
-                results = _results(gr, controls)
-        _wire(gr, page, handlers, controls, results)
-        _wire_finder(gr, handlers, controls, finder, results["card"])
-        _wire_presets(gr, page, controls, start, presets)
-        api.add(handlers, concurrency_id=MODEL_QUEUE)
+            with gr.Column(min_width=320):
+                unit, scale = handlers.cards.usual_unit, handlers.engine.typical
+                parts.edits = components.edits(gr, unit=unit, scale=scale)
+                cost = gr.HTML(elem_id="cost", apply_default_css=False)
+            with gr.Column(min_width=320):
+                _features(gr, parts, handlers)
+        _generating(gr, parts, handlers, buttons)
+        _code(gr, page, parts, handlers)
+        _following(gr, parts, handlers, cost)
+        _arriving(gr, page, parts, start, presets, chosen)
+        api.add(handlers, concurrency_id=MODEL_QUEUE, concurrency_limit=WORKERS)
     return page
 
 
-def _prompt(gr: Any, controls: _Controls, start: Request) -> None:
-    controls.prompt = gr.Textbox(start.prompt, label="Prompt", lines=3, max_length=MAX_PROMPT, elem_id="prompt")
-    with gr.Accordion("Sampling", open=False):
-        controls.tokens = gr.Slider(1, MAX_TOKENS, start.tokens, step=1, label="Tokens")
-        controls.temperature = gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature (0 is greedy)")
-        controls.seed = gr.Number(start.seed, precision=0, label="Seed")
-
-
-def _edits(gr: Any, controls: _Controls, start: Request) -> None:
-    gr.Markdown("**Edits**: one line each; a line without a feature does nothing")
-    values = written_rows(start.edits)
-    units = [(f"{unit} {UNIT_WORDS[unit]}".strip(), unit) for unit in UNIT_WORDS]
-    rows: list[Any] = []
-    for row in range(ROWS):
-        on, kind, feature, value, unit = values[5 * row : 5 * row + 5]
-        with gr.Row(elem_classes="hfsae-edit", visible=True):
-            rows += [
-                gr.Checkbox(on, label="on", min_width=50, scale=1, elem_id=f"on-{row}"),
-                gr.Dropdown(list(KINDS), value=kind, label="edit", min_width=90, scale=2, elem_id=f"kind-{row}"),
-                gr.Number(feature, precision=0, label="feature", min_width=90, scale=2, elem_id=f"feature-{row}"),
-                gr.Slider(-10, 30, value, step=0.1, label="value", min_width=140, scale=4, elem_id=f"value-{row}"),
-                gr.Dropdown(units, value=unit, label="unit", min_width=110, scale=3, elem_id=f"unit-{row}"),
-            ]
-    controls.rows = rows
-
-
-def _finder(gr: Any) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    with gr.Tabs():
-        with gr.Tab("Find by words"):
-            found["words"] = gr.Textbox(label="Words in a label, context or promoted token", elem_id="words")
-            found["by_words"] = gr.HTML(js_on_load=render.CLICKS, elem_id="found-by-words")
-        with gr.Tab("By token"):
-            found["inspect"] = gr.Button("Read the prompt", size="sm", elem_id="inspect")
-            found["tokens"] = gr.HTML(js_on_load=render.CLICKS, elem_id="tokens")
-            found["by_token"] = gr.HTML(js_on_load=render.CLICKS, elem_id="found-by-token")
-        with gr.Tab("By contrast"):
-            found["one"] = gr.Textbox(label="Stronger in this text", max_length=MAX_PROMPT)
-            found["other"] = gr.Textbox(label="than in this one", max_length=MAX_PROMPT)
-            found["contrast"] = gr.Button("Compare", size="sm")
-            found["by_contrast"] = gr.HTML(js_on_load=render.CLICKS, elem_id="found-by-contrast")
-    return found
-
-
-def _results(gr: Any, controls: _Controls) -> dict[str, Any]:
-    shown: dict[str, Any] = {}
+def _prompt(gr: Any, parts: _Parts, handlers: Handlers, start: Request) -> tuple[Any, Any]:
+    """The prompt, how it is continued, and the buttons that start and stop."""
     with gr.Row():
-        shown["go"] = gr.Button("Generate", variant="primary", elem_id="generate")
-        shown["stop"] = gr.Button("Stop", elem_id="stop")
-    shown["default"] = gr.HTML(render.panel("default", ""), elem_id="default")
-    shown["steered"] = gr.HTML(render.panel("with the edits", ""), elem_id="steered")
-    shown["cost"] = gr.HTML(label="Cost", elem_id="cost")
-    controls.watch = gr.Number(None, precision=0, label="Feature: its card, and the tint of the text", elem_id="watch")
-    shown["card"] = gr.HTML(elem_id="card")
-    with gr.Accordion("The same in Python", open=False):
-        shown["python"] = gr.Code(language="python", interactive=False, show_label=False, elem_id="python")
-        shown["json"] = gr.Textbox(label="Edits as JSON", interactive=False, elem_id="edits-json")
-        shown["download"] = gr.Button("Download edits.json", size="sm")
-    shown["query"] = gr.Textbox(visible=False)
-    return shown
+        parts.prompt = gr.Textbox(
+            start.prompt,
+            label="Prompt (Shift+Enter generates)",
+            lines=3,
+            max_length=MAX_PROMPT,
+            scale=6,
+            elem_id="prompt",
+        )
+        with gr.Column(scale=1, min_width=130):
+            go = gr.Button("Generate", variant="primary", elem_id="generate")
+            stop = gr.Button("Stop", elem_id="stop")
+    with gr.Accordion("Length, temperature, seed", open=False), gr.Row():
+        tokens = gr.Slider(1, MAX_TOKENS, start.tokens, step=1, label="New tokens")
+        temperature = gr.Slider(0, 2, start.temperature, step=0.05, label="Temperature (0 is greedy)")
+        seed = gr.Number(start.seed, precision=0, minimum=0, maximum=MAX_SEED, label="Seed")
+    chat = gr.Checkbox(False, label="Chat: the prompt is a turn of a conversation", visible=handlers.engine.chats)
+    parts.sampling = [tokens, temperature, seed, chat]
+    return go, stop
 
 
-def _wire(gr: Any, page: Any, handlers: Handlers, controls: _Controls, shown: dict[str, Any]) -> None:
-    """Generation, cost, link and code."""
-    private = {"api_visibility": "private"}
-    model = {**private, "concurrency_id": MODEL_QUEUE, "concurrency_limit": WORKERS}
-    outputs = [shown["default"], shown["steered"]]
-    running = shown["go"].click(
-        handlers.stream, [controls.watch, *controls.state], outputs, show_progress="minimal", **model
-    )
-    submitted = controls.prompt.submit(
-        handlers.stream, [controls.watch, *controls.state], outputs, show_progress="minimal", **model
-    )
-    shown["stop"].click(None, cancels=[running, submitted])
-    links = [shown["query"], shown["python"], shown["json"]]
-    changes = [page.load, *(component.change for component in controls.state)]
-    linked = gr.on(
-        changes, handlers.link, controls.state, links, show_progress="hidden", trigger_mode="always_last", **private
-    )
-    linked.then(None, shown["query"], None, js=PUT_IN_URL)
-    rows = controls.rows or []
-    gr.on(
-        [page.load, *(component.change for component in rows)],
-        guarded(handlers.cost),
-        rows,
-        shown["cost"],
-        show_progress="hidden",
+def _generating(gr: Any, parts: _Parts, handlers: Handlers, buttons: tuple[Any, Any]) -> None:
+    go, stop = buttons
+    running = gr.on(
+        [go.click, parts.prompt.submit, parts.edits.release],
+        handlers.stream,
+        [parts.watch, *parts.state],
+        parts.texts,
         trigger_mode="always_last",
-        **model,
+        **MODEL,
     )
-    controls.watch.change(guarded(handlers.card), controls.watch, shown["card"], show_progress="hidden", **private)
-    shown["download"].click(None, shown["json"], None, js=DOWNLOAD)
+    stop.click(None, cancels=[running], **PRIVATE)
+
+    def tint(watch: str, shown: Any) -> Any:
+        return handlers.tint(watch, shown) or gr.skip()
+
+    for event in (parts.watch.change, running.then):
+        event(tint, [parts.watch, parts.texts], parts.texts, **MODEL)
 
 
-def _wire_finder(gr: Any, handlers: Handlers, controls: _Controls, finder: dict[str, Any], card: Any) -> None:
-    """Finding features, and taking a found one into the edits."""
-    private = {"api_visibility": "private", "show_progress": "hidden"}
-    model = {**private, "concurrency_id": MODEL_QUEUE, "concurrency_limit": WORKERS}
-    finder["words"].submit(guarded(handlers.search), finder["words"], finder["by_words"], **private)
-    finder["inspect"].click(guarded(handlers.inspect), controls.prompt, finder["tokens"], **model)
-    finder["contrast"].click(
-        guarded(handlers.contrast), [finder["one"], finder["other"]], finder["by_contrast"], **model
+def _features(gr: Any, parts: _Parts, handlers: Handlers) -> None:
+    """Finding features by words, number, token or contrast, and the card of the one chosen."""
+    gr.HTML("<h2>Features</h2>", apply_default_css=False)
+    words = gr.Textbox(
+        label="Search",
+        placeholder="words of a label, context or promoted token, or a number",
+        max_length=200,
+        elem_id="words",
     )
+    with gr.Accordion("Tell two texts apart", open=False):
+        one = gr.Textbox(label="Stronger in this text", max_length=MAX_PROMPT, elem_id="one")
+        other = gr.Textbox(label="than in this one", max_length=MAX_PROMPT, elem_id="other")
+        contrast = gr.Button("Compare", size="sm", elem_id="contrast")
+    parts.found = components.picks(gr, elem_id="found")
+    parts.card = components.picks(gr, elem_id="card")
+    words.submit(guarded(handlers.search), words, parts.found, **PRIVATE)
+    contrast.click(guarded(handlers.contrast), [one, other], parts.found, **MODEL)
 
-    def picked_token(prompt: str, event: gr.EventData) -> str:
-        return guarded(handlers.token)(prompt, str(event.pick))
+    def token(shown: Any, event: gr.EventData) -> str:
+        return guarded(handlers.token)(shown, event.row, event.position)
 
-    finder["tokens"].click(picked_token, controls.prompt, finder["by_token"], **model)
-    rows = controls.rows or []
+    parts.texts.select(token, parts.texts, parts.found, **MODEL)
 
-    def pick(event: gr.EventData) -> int | None:
-        name, _, number = str(event.pick).partition(":")
-        return int(number) if name == "feature" and number.isdigit() else None
+    def pick(event: gr.EventData) -> str:
+        return str(event.pick)
 
-    for place in ("by_words", "by_token", "by_contrast"):
-        chosen = finder[place].click(pick, None, controls.watch, **private)
-        chosen.then(_with_feature, [controls.watch, *rows], rows, **private)
-
-
-def _with_feature(feature: float | None, *values: Any) -> list[Any]:
-    """The rows with the feature in the first empty one, unless it stands in one already."""
-    rows = list(values)
-    features = rows[2::5]
-    if feature is None or feature in features or None not in features:
-        return rows
-    rows[5 * features.index(None) + 2] = feature
-    return rows
+    for place in (parts.found, parts.card):
+        place.select(pick, None, parts.watch, **PRIVATE)
 
 
-def _wire_presets(gr: Any, page: Any, controls: _Controls, start: Request, presets: list[Preset]) -> None:
-    """What the URL says on arrival, and the buttons of the presets."""
+def _code(gr: Any, page: Any, parts: _Parts, handlers: Handlers) -> None:
+    """The same as Python, as a link and as JSON."""
+    with gr.Accordion("The same in Python", open=False):
+        python = gr.Code(language="python", interactive=False, show_label=False, elem_id="python")
+    with gr.Row():
+        download = gr.Button("Download the edits as JSON", size="sm", elem_id="download")
+    query, told = gr.Textbox(visible=False), gr.Textbox(visible=False)
+    changes = [parts.edits.input, *(part.change for part in (parts.prompt, *parts.sampling))]
+    linked = gr.on(changes, handlers.link, parts.state, [query, python, told], trigger_mode="always_last", **PRIVATE)
+    linked.then(None, query, None, js=PUT_IN_URL, **PRIVATE)
+    download.click(None, told, None, js=DOWNLOAD, **PRIVATE)
+
+
+def _following(gr: Any, parts: _Parts, handlers: Handlers, cost: Any) -> None:
+    """What follows the edits and the chosen feature."""
+    edits, watch = parts.edits, parts.watch
+    edits.input(guarded(handlers.cost), edits, cost, trigger_mode="always_last", **PRIVATE)
+    edits.input(lambda rows: gr.HTML(facts=handlers.facts(rows)), edits, edits, trigger_mode="always_last", **PRIVATE)
+
+    def feature(event: gr.EventData) -> str:
+        return str(event.feature)
+
+    edits.select(feature, None, watch, **PRIVATE)
+    watch.change(guarded(handlers.card), watch, parts.card, **PRIVATE)
+
+
+def _arriving(gr: Any, page: Any, parts: _Parts, start: Request, presets: list[Preset], chosen: Any) -> None:
+    """What the URL says on arrival, and the presets."""
+    outputs = [*parts.state, parts.watch]
 
     def shown(request: Request) -> list[Any]:
-        return [request.prompt, request.tokens, request.temperature, request.seed, *written_rows(request.edits)]
+        edits = gr.HTML([asdict(edit) for edit in request.edits], arrived=time.time())
+        values = [request.prompt, edits, request.tokens, request.temperature, request.seed, request.chat]
+        return [*values, str(request.edits[0].feature) if request.edits else ""]
 
     def arrive(request: gr.Request) -> list[Any]:
         return shown(Request.from_query(dict(request.query_params), start))
 
-    page.load(arrive, None, controls.state, show_progress="hidden", api_visibility="private")
-    # A number without a value shows 0, and 0 is a feature.
-    page.load(lambda: None, None, controls.watch, show_progress="hidden", api_visibility="private")
-    with gr.Row():
-        for preset in presets:
-            gr.Button(preset.name, size="sm").click(
-                lambda chosen=preset: shown(chosen.request), None, controls.state, api_visibility="private"
-            )
+    def pick(event: gr.EventData) -> list[Any]:
+        number = event.pick
+        return shown(presets[number].request) if number in range(len(presets)) else gr.skip()
+
+    page.load(arrive, None, outputs, **PRIVATE)
+    chosen.select(pick, None, outputs, **PRIVATE)
 
 
 def read_presets(text: str) -> list[Preset]:
     """Read the presets that ship beside a dictionary: a JSON list of a name, a prompt and edits."""
-    rows = json.loads(text)
     return [
-        Preset(row["name"], Request(prompt=row["prompt"], edits=tuple(EditChoice(**edit) for edit in row["edits"])))
-        for row in rows
+        Preset(row["name"], Request(prompt=row["prompt"], edits=edits_from_rows(row["edits"])))
+        for row in json.loads(text)
     ]

@@ -1,96 +1,128 @@
-"""The HTML of the demo: tokens with a tint, feature cards, tables of costs.
+"""The HTML of the demo that Python writes: lists of features, feature cards, costs, messages.
 
-Every string that is not written here is escaped: prompts, tokens, labels and errors come from outside. Class names
-begin with ``hfsae-`` because gradio owns the short ones. Colours mix with the page's own, so dark mode needs nothing.
+Every string that is not written here is escaped: labels, tokens and errors come from outside. Class names begin with
+``hfsae-`` because gradio owns the short ones. A button with ``data-pick`` chooses, one with ``data-add`` adds an edit.
 """
 
+import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
+from math import isfinite, log1p
 
-TINT = (230, 126, 34)
-"""Orange: readable on white and on black, and told from blue by every eye."""
+from hfsae.demo.engine import Cost
+from hfsae.features.card import FeatureCard
 
-CSS = """
-.hfsae-text {font-family: ui-monospace, monospace; white-space: pre-wrap; line-height: 1.7; overflow-wrap: anywhere}
-.hfsae-token {border-radius: 3px; cursor: pointer; position: relative}
-.hfsae-token:hover, .hfsae-token:focus-visible {outline: 2px solid rgb(230, 126, 34)}
-.hfsae-prompt {opacity: .65}
-.hfsae-panel {border: 1px solid var(--border-color-primary); border-radius: 8px; padding: .6em .8em; min-height: 7em}
-.hfsae-panel h3 {margin: 0 0 .4em; font-size: .85em; opacity: .7; font-weight: 600}
-.hfsae-list {display: flex; flex-wrap: wrap; gap: .35em; margin: .4em 0}
-.hfsae-chip {border: 1px solid var(--border-color-primary); border-radius: 1em; padding: .15em .7em; cursor: pointer;
-  font-size: .85em; background: none; color: inherit}
-.hfsae-chip:hover, .hfsae-chip:focus-visible {border-color: rgb(230, 126, 34)}
-.hfsae-card table, .hfsae-cost {width: 100%; border-collapse: collapse; font-size: .88em}
-.hfsae-card td, .hfsae-cost td, .hfsae-cost th {padding: .15em .5em; text-align: left; border: 0}
-.hfsae-bar {fill: rgb(230, 126, 34)}
-.hfsae-error {color: rgb(192, 57, 43); font-weight: 600}
-.hfsae-note {opacity: .7; font-size: .85em}
-@media (max-width: 640px) {.hfsae-panel {min-height: 4em; padding: .5em}}
-"""
-
-CLICKS = """
-element.addEventListener('click', (event) => {
-  const target = event.target.closest('[data-pick]');
-  if (target) trigger('click', {pick: target.dataset.pick});
-});
-element.addEventListener('keydown', (event) => {
-  const target = event.target.closest('[data-pick]');
-  if (target && (event.key === 'Enter' || event.key === ' ')) {
-    event.preventDefault();
-    trigger('click', {pick: target.dataset.pick});
-  }
-});
-"""
-"""A click, Enter or space on anything with ``data-pick`` is a click of the component, with that value as ``pick``."""
+Found = Sequence[tuple[int, str, str]]
+"""Features with their label and a figure."""
 
 
-@dataclass(frozen=True)
-class Token:
-    """A piece of text with the activation of the feature that is being watched."""
-
-    text: str
-    value: float = 0.0
+def words(text: str) -> str:
+    """A label, escaped, with what stands between backticks as code."""
+    return re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
 
 
-def tokens(pieces: Sequence[Token], *, scale: float, prompt: int = 0, row: str = "") -> str:
-    """Tokens tinted by their value, each with the value on hover.
-
-    Args:
-        pieces: The tokens, in order.
-        scale: The value of full tint, usually the feature's recorded maximum.
-        prompt: How many of the first ones are the prompt, shown fainter.
-        row: What ``data-pick`` begins with; a token picks ``<row>:<position>``. Empty: tokens are not to be picked.
-    """
-    spans = []
-    for position, piece in enumerate(pieces):
-        strength = min(max(piece.value / scale, 0.0), 1.0) if scale > 0 else 0.0
-        tint = f"background: rgba({TINT[0]},{TINT[1]},{TINT[2]},{0.75 * strength:.2f})" if strength else ""
-        kind = "hfsae-token hfsae-prompt" if position < prompt else "hfsae-token"
-        pick = f' data-pick="{escape(row)}:{position}" tabindex="0" role="button"' if row else ""
-        spans.append(f'<span class="{kind}" style="{tint}" title="{piece.value:.3g}"{pick}>{escape(piece.text)}</span>')
-    return f'<div class="hfsae-text">{"".join(spans)}</div>'
-
-
-def panel(title: str, body: str) -> str:
-    """A titled box around HTML that is already escaped."""
-    return f'<div class="hfsae-panel"><h3>{escape(title)}</h3>{body}</div>'
-
-
-def chips(features: Sequence[tuple[int, str]]) -> str:
-    """Features to pick: number and a few words each; a chip picks ``feature:<number>``."""
-    buttons = (
-        f'<button class="hfsae-chip" data-pick="feature:{number}"><b>{number}</b> {escape(words)}</button>'
-        for number, words in features
+def found(title: str, features: Found) -> str:
+    """A list of features to choose from or to add."""
+    rows = "".join(
+        f'<li><button class="hfsae-pick" data-pick="{feature}"><b>{feature}</b>'
+        f"<span>{words(label)}</span><i>{escape(figure)}</i></button>{_add(feature, '+')}</li>"
+        for feature, label, figure in features
     )
-    return f'<div class="hfsae-list">{"".join(buttons)}</div>'
+    return f'<h3>{escape(title)}</h3><ul class="hfsae-found">{rows}</ul>'
 
 
-def table(rows: Sequence[tuple[str, str]], kind: str = "hfsae-card") -> str:
-    """Two columns, name and value."""
-    body = "".join(f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in rows)
-    return f'<table class="{kind}">{body}</table>'
+def _add(feature: int, text: str) -> str:
+    title = f"add feature {feature} to the edits"
+    return f'<button class="hfsae-add" data-add="{feature}" aria-label="{title}" title="{title}">{text}</button>'
+
+
+def presets(names: Sequence[str]) -> str:
+    """Buttons that pick a preset by its number."""
+    buttons = (f'<button class="hfsae-chip" data-pick="{n}">{escape(name)}</button>' for n, name in enumerate(names))
+    return f'<div class="hfsae-chips"><span>Try</span>{"".join(buttons)}</div>'
+
+
+def card(told: FeatureCard) -> str:
+    """What is known of a feature."""
+    facts = []
+    if isfinite(told.density):
+        facts.append(f"fires on {told.density:.3%} of tokens")
+    if isfinite(told.max):
+        facts.append(f"largest {told.max:.3g}")
+    if isfinite(told.mean):
+        facts.append(f"mean {told.mean:.3g} where it fires")
+    parts = [
+        f'<div class="hfsae-head"><h3>Feature {told.feature}</h3>{_add(told.feature, "add to the edits")}</div>',
+        f'<p class="hfsae-label">{words(told.label) or "no label"}{_source(told)}</p>',
+        note(" · ".join(facts)) if facts else "",
+        histogram(told.histogram),
+        '<div class="hfsae-effects">',
+        _effects("promotes", told.promoted),
+        _effects("suppresses", told.suppressed),
+        "</div>",
+    ]
+    for title, examples in (("Strongest contexts", told.top), ("Weak to strong, at random", told.samples)):
+        if examples:
+            shown = "".join(example.to_html(told.max) for example in examples)
+            parts.append(f"<details open><summary>{title}</summary>{shown}</details>")
+    if told.neighbours:
+        near = "".join(
+            f'<button class="hfsae-chip" data-pick="{i}" title="cosine">{i} <i>{cosine:.2f}</i></button>'
+            for i, cosine in told.neighbours
+        )
+        parts.append(f'<div class="hfsae-chips"><span>nearest</span>{near}</div>')
+    return f'<article class="hfsae-card">{"".join(parts)}</article>'
+
+
+def _source(told: FeatureCard) -> str:
+    if not told.label:
+        return ""
+    quality = f", F1 {told.f1:.2f}" if told.f1 is not None else ""
+    return f" <small>{escape(told.label_source)}{quality}</small>"
+
+
+def _effects(name: str, tokens: Sequence[tuple[str, float]]) -> str:
+    """Tokens with a bar each, longest for the largest effect on the logit."""
+    if not tokens:
+        return ""
+    most = max(abs(value) for _, value in tokens) or 1.0
+    rows = "".join(
+        f'<li style="--share:{abs(value) / most:.2f}"><code>{escape(token).replace(chr(10), "⏎")}</code>'
+        f"<i>{value:+.2f}</i></li>"
+        for token, value in tokens
+    )
+    return f"<div><h4>{name}</h4><ul>{rows}</ul></div>"
+
+
+def histogram(counts: Sequence[int], height: int = 40) -> str:
+    """Bars of firings by half-octave of strength as inline SVG; the height is logarithmic."""
+    filled = [i for i, count in enumerate(counts) if count]
+    if not filled:
+        return ""
+    first, shown, top = filled[0], counts[filled[0] : filled[-1] + 1], log1p(max(counts))
+    bars = "".join(
+        f'<rect x="{8 * i}" width="7" y="{height * (1 - log1p(count) / top):.1f}"'
+        f' height="{height * log1p(count) / top:.1f}"><title>{count:,} firings from {2 ** ((first + i) / 2 - 10):.3g}'
+        "</title></rect>"
+        for i, count in enumerate(shown)
+    )
+    width = 8 * len(shown)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img"'
+        f' aria-label="firings by strength">{bars}</svg>'
+    )
+
+
+def cost(told: Cost, warnings: Sequence[str]) -> str:
+    """What the edits cost, and what is out of the ordinary about them."""
+    figures = (
+        ("KL to the unedited model", f"{told.kl:.4f}", "nats per token"),
+        ("cross-entropy", f"{told.ce_clean:.3f} → {told.ce_edited:.3f}", f"{told.ce_edited - told.ce_clean:+.3f} nats"),
+    )
+    cells = "".join(f"<div><h4>{name}</h4><b>{value}</b> <small>{unit}</small></div>" for name, value, unit in figures)
+    warned = "".join(f'<p class="hfsae-warning">{escape(text)}</p>' for text in warnings)
+    measured = note(f"measured on a fixed text of {told.tokens} tokens, edited throughout")
+    return f'<div class="hfsae-cost">{cells}</div>{warned}{measured}'
 
 
 def error(message: str) -> str:
@@ -100,20 +132,4 @@ def error(message: str) -> str:
 
 def note(message: str) -> str:
     """A remark in small letters."""
-    return f'<div class="hfsae-note">{escape(message)}</div>'
-
-
-def histogram(counts: Sequence[int], width: int = 220, height: int = 48) -> str:
-    """Bars of a histogram as inline SVG, on a logarithmic height."""
-    if not counts or max(counts) == 0:
-        return ""
-    from math import log1p
-
-    top = log1p(max(counts))
-    step = width / len(counts)
-    bars = "".join(
-        f'<rect class="hfsae-bar" x="{i * step:.1f}" width="{max(step - 1, 1):.1f}" '
-        f'y="{height - height * log1p(count) / top:.1f}" height="{height * log1p(count) / top:.1f}"/>'
-        for i, count in enumerate(counts)
-    )
-    return f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{bars}</svg>'
+    return f'<p class="hfsae-note">{escape(message)}</p>'

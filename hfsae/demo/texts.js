@@ -1,0 +1,62 @@
+// Two texts side by side, token by token. What comes from outside is set as text, never as HTML.
+const panels = [...element.querySelectorAll('.hfsae-panel')];
+const legend = element.querySelector('.hfsae-legend');
+
+function tint(span, piece, value, scale) {
+  if (span.textContent !== piece) span.textContent = piece;
+  span.style.setProperty('--a', scale > 0 ? Math.min(Math.max(value / scale, 0), 1).toFixed(3) : 0);
+  span.dataset.value = value ? value.toPrecision(3) : '0';
+}
+
+function drawText(panel, text, shown, parted) {
+  const body = panel.querySelector('.hfsae-text');
+  const pieces = text ? text.pieces : [];
+  while (body.children.length > pieces.length) body.lastChild.remove();
+  pieces.forEach((piece, n) => {
+    let span = body.children[n];
+    if (!span) {
+      span = document.createElement('span');
+      span.setAttribute('role', 'button');
+      span.tabIndex = n ? -1 : 0;  // one stop of the tab key a text; arrows go from token to token
+      body.append(span);
+    }
+    span.className = 'hfsae-token' + (n < shown.prompt ? ' hfsae-prompt' : '') + (n === parted ? ' hfsae-parted' : '');
+    tint(span, piece, text.values[n], shown.scale);
+  });
+}
+
+function draw() {
+  const shown = props.value || {};
+  const texts = shown.texts || [];
+  const pair = texts.map((text) => text.pieces);
+  const parted = pair.length === 2 ? pair[1].findIndex((piece, n) => piece !== pair[0][n]) : -1;
+  panels.forEach((panel, row) => drawText(panel, texts[row], shown, row === 1 ? parted : -1));
+  element.querySelector('.hfsae-error').textContent = shown.error || '';
+  const watched = shown.feature === undefined || shown.feature === null;
+  legend.textContent = watched || !texts.length ? '' : `tint: feature ${shown.feature} ${shown.label}`.trim();
+  element.firstElementChild.classList.toggle('hfsae-writing', texts.length > 0 && !shown.done);
+  element.firstElementChild.dataset.done = texts.length && shown.done ? 'yes' : 'no';
+}
+
+function pick(span) {
+  const row = panels.findIndex((panel) => panel.contains(span));
+  element.querySelectorAll('.hfsae-picked').forEach((other) => other.classList.remove('hfsae-picked'));
+  span.classList.add('hfsae-picked');
+  trigger('select', {row, position: [...span.parentNode.children].indexOf(span)});
+}
+
+element.addEventListener('click', (event) => {
+  const span = event.target.closest('.hfsae-token');
+  if (span) pick(span);
+});
+element.addEventListener('keydown', (event) => {
+  const span = event.target.closest('.hfsae-token');
+  const next = {ArrowRight: 'nextElementSibling', ArrowLeft: 'previousElementSibling'}[event.key];
+  if (!span) return;
+  if (next && span[next]) span[next].focus();
+  if (event.key === 'Enter' || event.key === ' ') pick(span);
+  if (next || event.key === 'Enter' || event.key === ' ') event.preventDefault();
+});
+
+watch('value', draw);
+draw();
