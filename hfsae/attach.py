@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from hfsae import edit_methods
+from hfsae.batching import guard_batching, unguard_batching
 from hfsae.belonging import check_belongs, find_dictionary
 from hfsae.errors import InvalidValue, did_you_mean
 from hfsae.forwards import owner_of
@@ -110,6 +111,7 @@ class Attachment:
             take_off(self.mount, self.point, self.write_point, self.owner)
             if not attachments(self.model):
                 allow_remote(self.model)
+                unguard_batching(unwrap(self.model))
 
     def __enter__(self) -> "Attachment":
         return self
@@ -178,6 +180,7 @@ def attach(  # noqa: PLR0913 - where, what and how, all but the first two by key
     mount = Mount(dictionary, owner_of(owner), name=name, detach_error=error == "detach", trainable=trainable)
     put(mount, read, write, write.path[len(path) :].lstrip("."))
     refuse_remote(model)
+    guard_batching(root)
     return Attachment(model, mount, read, write, owner)
 
 

@@ -115,8 +115,7 @@ class Edit:
         return " | ".join(part.text for part in self.parts)
 
     def _opening_here(self) -> Opening | None:
-        here = [opening for opening in scope.current().openings if not opening.closed]
-        return next((opening for opening in reversed(here) if opening in self._openings), None)
+        return next((opening for opening in reversed(scope.openings()) if opening in self._openings), None)
 
     def _check_attached(self) -> None:
         if not all(part.mount.attached for part in self.parts):

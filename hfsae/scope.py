@@ -62,15 +62,20 @@ def current() -> Scope:
     return _scope.get()
 
 
+def openings() -> tuple[Opening, ...]:
+    """Return what was entered here and not closed since, in order."""
+    return tuple(opening for opening in current().openings if not opening.closed)
+
+
 def enter(opening: Opening) -> None:
     """Open an edit here."""
-    use(_scope_of((*_open(current()), opening)))
+    use(_scope_of((*openings(), opening)))
 
 
 def leave(opening: Opening) -> None:
     """Close an edit, here and wherever else it was carried to."""
     opening.closed = True
-    use(_scope_of(_open(current())))
+    use(_scope_of(openings()))
 
 
 def use(scope: Scope) -> None:
@@ -105,7 +110,7 @@ def plan_for(mount: Editable) -> Plan | None:
     """Return what is to be done at a mount now: its standing edits, then those open here."""
     scope = current()
     if any(opening.closed for opening in scope.openings):
-        scope = _scope_of(_open(scope))
+        scope = _scope_of(openings())
     for planned in scope.planned:
         if planned.mount is mount:
             if scope.is_pinned or planned.standing is mount.standing:
@@ -114,17 +119,13 @@ def plan_for(mount: Editable) -> Plan | None:
     return mount.standing
 
 
-def _open(scope: Scope) -> tuple[Opening, ...]:
-    return tuple(opening for opening in scope.openings if not opening.closed)
+def _scope_of(opened: tuple[Opening, ...]) -> Scope:
+    mounts = {id(mount): mount for opening in opened for mount, _ in opening.entries}
+    return Scope(opened, tuple(_planned(mount, opened) for mount in mounts.values()))
 
 
-def _scope_of(openings: tuple[Opening, ...]) -> Scope:
-    mounts = {id(mount): mount for opening in openings for mount, _ in opening.entries}
-    return Scope(openings, tuple(_planned(mount, openings) for mount in mounts.values()))
-
-
-def _planned(mount: Editable, openings: Sequence[Opening]) -> _Planned:
+def _planned(mount: Editable, opened: Sequence[Opening]) -> _Planned:
     standing = mount.standing
     entries = list(standing.entries) if standing is not None else []
-    entries += [entry for opening in openings for owner, entry in opening.entries if owner is mount]
+    entries += [entry for opening in opened for owner, entry in opening.entries if owner is mount]
     return _Planned(mount, standing, make_plan(entries, mount.dictionary))

@@ -1,5 +1,7 @@
 """Edits inside generate: with and without the cache, beams, padding, rows of a sweep, continuous batching."""
 
+import copy
+
 import pytest
 import torch
 from attach_cases import GENERATING, dictionary, inputs_for, logits, tiny
@@ -178,28 +180,34 @@ def test_continuous_batching_refuses_what_it_cannot_tell_apart():
         tokens.per_row(torch.zeros(2, 1, 1))
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
-def test_continuous_batching_obeys_applied_edits_and_warns_of_scoped_ones():
+def test_continuous_batching_obeys_applied_edits_and_refuses_others_in_the_callers_thread():
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     model, prompts = tiny("llama"), [[5, 6, 7, 8, 9, 10], [11, 12, 13]]
     small = ContinuousBatchingConfig(num_blocks=8, max_batch_tokens=32)  # else it sizes its cache from the free memory
     config = GenerationConfig(max_new_tokens=4, do_sample=False, eos_token_id=-1)
 
-    def batched():
+    def batched(model=model):
         done = model.generate_batch(inputs=prompts, generation_config=config, continuous_batching_config=small)
-        return {name: output.generated_tokens for name, output in done.items()}
+        return [output.generated_tokens for output in done.values()]
 
-    with attach(model, 1, sae=dictionary()) as att:
-        bare = batched()
-        with pytest.warns(HfsaeWarning, match="bind"), att.steer(3, 20.0):
-            assert batched() == bare
-        edit = att.steer(3, 20.0).apply()
-        assert batched() != bare
-        assert edit.tokens_changed > 0
-        edit.remove()
-        att.steer(3, torch.tensor([1.0, 2.0])).apply()
-        assert all(tokens == [] for tokens in batched().values())
+    bare = batched()
+    att = attach(model, 1, sae=dictionary())
+    assert batched() == bare
+    for opened in (att.steer(3, 20.0), att.record()):
+        with opened, pytest.raises(Unsupported, match=r"continuous batching runs in another.*edit\.apply\(\)"):
+            batched()
+    for edit in (att.steer(3, torch.tensor([1.0, 2.0])), att.steer(3, 1.0, positions=[2])):
+        edit.apply()
+        with pytest.raises(Unsupported, match="packs prompts into one row"):
+            batched()
         att.clear()
-        assert batched() == bare
+    edit = att.steer(3, 20.0).apply()
+    steered = batched()
+    assert steered != bare
+    assert edit.tokens_changed > 0
+    copied = copy.deepcopy(model)
+    att.detach()
+    assert batched() == bare
+    assert batched(copied) == steered
