@@ -12,7 +12,7 @@ so that what must divide still divides:
 import copy
 import math
 import re
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterable, Iterator, MutableMapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +42,7 @@ _HEADS_AND_DIM = (
 )
 _WIDE = re.compile(
     r"(^|_)(hidden_sizes?|d_model|n_embd|n_inner|dim|emb_dim|embed_dim|hidden_dim|embedding_size|intermediate_size|d_ff|ffn_dim|"
-    r"d_inner|ffn_hidden_size|lru_width|dim_ff|proj_dim|embedding_dim|d_embed|mlp_dim|feed_forward_size|bottleneck_size|"
+    r"d_inner|d_ssm|ffn_hidden_size|lru_width|dim_ff|proj_dim|embedding_dim|d_embed|mlp_dim|feed_forward_size|bottleneck_size|"
     r"emb_size|out_dim|output_dim|input_dim|attn_dim|final_dim|query_dim|hidden_channels|width|embed_proj_dim)$"
     r"|^intermediate_size|^hidden_size"
 )
@@ -69,8 +69,10 @@ def shrink(config: Any) -> Any:
         scale = _scale(before)
         for name, value in before.items():
             changed = _shrunk(name, value, scale, moved)
-            if changed != value:
+            if changed is not value:
                 setattr(part, name, changed)
+        for overrides in _per_layer(part):
+            overrides.update({name: _shrunk(name, value, scale, moved) for name, value in overrides.items()})
         _fit_head_dims(part, before)
         _fit_rope(part)
     return small
@@ -82,6 +84,12 @@ def config_parts(config: Any) -> Iterator[Any]:
     for value in vars(config).values():
         if hasattr(value, "to_dict"):
             yield from config_parts(value)
+
+
+def _per_layer(part: Any) -> Iterable[dict[str, Any]]:
+    """Return what single layers have in place of the config's own values (transformers 5.23, Gemma 4)."""
+    spec = vars(part).get("_heterogeneity_spec")
+    return () if spec is None else spec.per_layer_overrides.values()
 
 
 def _scale(values: MutableMapping[str, Any]) -> _Scale:
@@ -130,6 +138,8 @@ def _fit_head_dims(part: Any, before: MutableMapping[str, Any]) -> None:
         heads, dim = before.get(heads_name), before.get(dim_name)
         width = next((name for name in _WIDTH_NAMES if _is_count(before.get(name))), None)
         if not (_is_count(heads) and _is_count(dim) and width):
+            continue
+        if dim == before.get("qk_rope_head_dim"):  # the part of a head that is rotated, not the head
             continue
         assert isinstance(heads, int)
         assert isinstance(dim, int)

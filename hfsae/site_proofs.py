@@ -143,10 +143,11 @@ def _prove_stack(probe: Probe, stack: Stack) -> StackProof:
     _prove_stream(proofs, calls, probe)
     width = None
     for (path, block), proof, call in zip(stack.blocks, proofs, calls, strict=True):
-        if call is None or not {"resid_pre", "resid_post"} <= proof.places.keys():
+        if call is None or call.output is None or not proof.places:
             continue
-        assert call.input is not None
-        width = call.input.shape[-1]
+        width = call.output.shape[-1]
+        if not {"resid_pre", "resid_post"} <= proof.places.keys():
+            continue
         inside = {
             name: probe.calls[f"{path}.{name}"] for name, _ in block.named_modules() if f"{path}.{name}" in probe.calls
         }

@@ -19,15 +19,15 @@ KINDS = {
 }
 _IMAGE = {"image": modeling_auto.MODEL_FOR_IMAGE_MAPPING_NAMES}
 _DEPTHS = ("n_layer", "n_layers", "num_layers", "encoder_layers", "decoder_layers", "num_decoder_layers")
-# What the defaults of these configs leave out and their own models then need.
+# What the defaults of these configs leave out and their own models then need, by model type or class.
 _COMPLETED: dict[str, dict[str, Any]] = {
-    "reformer": {"is_decoder": True},
+    "ReformerModelWithLMHead": {"is_decoder": True},
     "esm": {"vocab_size": 33, "pad_token_id": 1, "mask_token_id": 32},
     "nemotron": {"num_key_value_heads": 8, "head_dim": 128},
     "hunyuan_v1_dense": {"head_dim": 128},
     "hunyuan_v1_moe": {"head_dim": 128},
     "ministral": {"head_dim": 128},
-    "dots1": {"n_routed_experts": 8},
+    "dots1": {"n_routed_experts": 8, "n_shared_experts": 1, "num_experts_per_tok": 2},
     "deepseek_v2": {"num_experts_per_tok": 2},
     "xmod": {"default_language": "en_XX"},
     "bamba": {"attn_layer_indices": [1]},
@@ -73,7 +73,7 @@ def _config(name: str, model_class: Any) -> Any:
     config_class = CONFIG_MAPPING[name]
     if not issubclass(config_class, model_class.config_class):
         config_class = model_class.config_class
-    completed = _COMPLETED.get(name, {})
+    completed = _COMPLETED.get(model_class.__name__, _COMPLETED.get(name, {}))
     try:
         config = config_class(num_hidden_layers=4, **completed)
         short = copy.deepcopy(config)
