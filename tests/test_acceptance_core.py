@@ -7,11 +7,13 @@ import weakref
 
 import pytest
 import torch
+from architectures import tiny as tiny_architecture
 from attach_cases import FAMILIES, dictionary, hooked, inputs_for, logits, tiny, traces
 from torch import nn
 
 from hfsae.attach import attach, attachments, detach_all
 from hfsae.errors import HfsaeWarning, InvalidValue, OutOfRange
+from hfsae.sites import resolve
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -266,6 +268,39 @@ def test_a_replaced_module_is_noticed():
         model(**inputs)
     model(**inputs)
     att.detach()
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("site", ["mlp_in", "mlp_act", "mlp_out"])
+def test_rows_and_positions_are_told_apart_where_the_model_runs_them_as_one(site):
+    model, inputs = tiny_architecture("causal", "opt"), inputs_for("gpt2")
+    point = resolve(model, 1, site)
+    assert point.flat
+    sae = dictionary(d_in=point.width)
+
+    def steered(x):
+        x = x.view(2, 10, -1).clone()
+        x[1, [2, 9]] += 5.0 * sae.W_dec[3]
+        return x.view(20, -1)
+
+    def on_input(_module, args):
+        return (steered(args[0]),)
+
+    if point.io == "input":
+        handle = point.module.register_forward_pre_hook(on_input)
+    else:
+        handle = point.module.register_forward_hook(lambda _module, _args, x: steered(x))
+    by_hand = logits(model, inputs)
+    handle.remove()
+    with attach(model, 1, site, sae=sae) as att:
+        with att.steer(3, 5.0, positions=[2, -1], rows=1) as edit:
+            torch.testing.assert_close(logits(model, inputs), by_hand, atol=1e-5, rtol=1e-5)
+        assert edit.tokens_changed == 2
+        options = {"max_new_tokens": 4, "do_sample": False, "attention_mask": torch.ones(2, 10)}
+        with att.steer(3, torch.tensor([0.0, 9.0]), positions=[4, 11]):
+            cached = model.generate(inputs["input_ids"], **options)
+        with att.steer(3, 9.0, positions=[4, 11], rows=[1]):
+            assert torch.equal(model.generate(inputs["input_ids"], use_cache=False, **options), cached)
 
 
 def test_shared_blocks_are_told():
