@@ -25,7 +25,7 @@ from hfsae.reading import Recording, TopFeatures, as_inputs, find_tokenizer, pad
 from hfsae.sae.base import SparseCoder
 from hfsae.sae.sparse import SparseFeatures
 from hfsae.sites import Point, Site, resolve, unwrap
-from hfsae.tracing import allow_remote, dispatch, refuse_remote
+from hfsae.tracing import dispatch, guard_remote
 
 ERRORS = ("keep", "detach")
 
@@ -110,7 +110,6 @@ class Attachment:
         if self.mount.attached:
             take_off(self.mount, self.point, self.write_point, self.owner)
             if not attachments(self.model):
-                allow_remote(self.model)
                 unguard_batching(unwrap(self.model))
 
     def __enter__(self) -> "Attachment":
@@ -179,7 +178,7 @@ def attach(  # noqa: PLR0913 - where, what and how, all but the first two by key
     owner = root.get_submodule(path)
     mount = Mount(dictionary, owner_of(owner), name=name, detach_error=error == "detach", trainable=trainable)
     put(mount, read, write, write.path[len(path) :].lstrip("."))
-    refuse_remote(model)
+    guard_remote()
     guard_batching(root)
     return Attachment(model, mount, read, write, owner)
 

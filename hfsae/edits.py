@@ -12,6 +12,7 @@ from hfsae.interventions import Intervention
 from hfsae.mount import Mount
 from hfsae.plan import Counter, Entry, make_plan
 from hfsae.scope import Opening
+from hfsae.tracing import guard_remote
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -51,7 +52,7 @@ class Edit:
         return sum(part.counter.read()[0] for part in self.parts)
 
     def __enter__(self) -> "Edit":
-        self._check_attached()
+        self._check()
         if self._opening_here() is not None:
             raise InvalidValue(f"{self} is already open here. An edit is entered once at a time. Make a second one.")
         opening = Opening(tuple((part.mount, Entry(part.intervention, part.counter)) for part in self.parts))
@@ -71,7 +72,7 @@ class Edit:
 
     def apply(self) -> "Edit":
         """Act in every thread from now on, until `remove`; does nothing when it already does."""
-        self._check_attached()
+        self._check()
         for part in self.parts:
             entries = part.mount.standing.entries if part.mount.standing is not None else ()
             if all(entry.counter is not part.counter for entry in entries):
@@ -117,11 +118,12 @@ class Edit:
     def _opening_here(self) -> Opening | None:
         return next((opening for opening in reversed(scope.openings()) if opening in self._openings), None)
 
-    def _check_attached(self) -> None:
+    def _check(self) -> None:
         if not all(part.mount.attached for part in self.parts):
             raise InvalidValue(
                 f"{self} belongs to an attachment that was detached. It was to change a model. Attach again."
             )
+        guard_remote()
 
     def _warn_if_idle(self) -> None:
         for part in self.parts:

@@ -1,14 +1,18 @@
 """What nnsight needs of an attachment; nothing here imports nnsight, which leaves its marks on the modules it wraps.
 
 nnsight reaches any ``nn.Module`` attribute of a module, so ``lm.transformer.h[8].sae.features.output`` works in a trace
-by itself. Left to do: load a model that was only declared, forget the view of a detached mount, refuse remote runs.
+by itself. Left to do: load a model that was only declared, refuse remote runs, forget the view of a detached mount.
 """
 
+import functools
+import sys
 from typing import Any
 
 from torch import nn
 
 from hfsae.errors import Unsupported
+from hfsae.mount import Mount
+from hfsae.sites import unwrap
 
 _STATE = "__nnsight__"
 
@@ -24,23 +28,26 @@ def dispatch(model: object) -> None:
         model.dispatch()  # type: ignore[attr-defined]
 
 
-def refuse_remote(model: object) -> None:
-    """Make a remote run of this nnsight model an error: the server's copy of the model carries no dictionary."""
-    if is_envoy(model) and hasattr(type(model), "_remote_backend"):
-        vars(model)["_remote_backend"] = _refuse
+def guard_remote() -> None:
+    """Make remote runs of models that carry a dictionary an error: the server's copy of the model has none.
 
+    Does nothing before nnsight is imported, so it is called where edits begin, too.
+    """
+    remotable = getattr(sys.modules.get("nnsight.modeling.mixins.remotable"), "Remotable", None)
+    if remotable is None or hasattr(remotable._remote_backend, "__wrapped__"):
+        return
+    original = remotable._remote_backend
 
-def allow_remote(model: object) -> None:
-    """Undo `refuse_remote`."""
-    if is_envoy(model):
-        vars(model).pop("_remote_backend", None)
+    @functools.wraps(original)
+    def guarded(model: object, *args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(p, Mount) for module in unwrap(model).modules() for p in (module, *vars(module).values())):
+            raise Unsupported(
+                "remote=True cannot work with a dictionary attached, which the remote model does not have. "
+                "A local run was expected. Leave out remote=, or detach first."
+            )
+        return original(model, *args, **kwargs)
 
-
-def _refuse(*_args: object, **_kwargs: object) -> Any:
-    raise Unsupported(
-        "remote=True cannot work with a dictionary attached, which the remote model does not have. "
-        "A local run was expected. Leave out remote=, or detach first."
-    )
+    remotable._remote_backend = guarded
 
 
 def forget_envoys(module: nn.Module, name: str) -> None:

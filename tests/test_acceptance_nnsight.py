@@ -141,13 +141,87 @@ def test_a_model_that_was_only_declared_is_loaded_first(tmp_path):
                 torch.testing.assert_close(traced, logits(model, inputs))
 
 
-def test_remote_runs_are_refused(tmp_path):
-    model = tiny("gpt2")
-    model.save_pretrained(tmp_path)
-    tiny_tokenizer().save_pretrained(tmp_path)
-    lm = nnsight.TransformersModel(str(tmp_path), task="text-generation", tokenizer=tiny_tokenizer())
-    att = attach(lm, 1, sae=dictionary(), force=True)
-    with pytest.raises(Unsupported, match="remote=True"), lm.trace(**inputs_for("gpt2"), remote=True):
-        lm.output.save()
+@ORDERS
+def test_remote_runs_are_refused_while_something_is_attached(order):
+    model, sae = tiny("gpt2"), dictionary()
+    att = attach(model, 1, sae=sae) if order == "attach first" else None
+    lm = nnsight.TransformersModel(model, tokenizer=tiny_tokenizer())
+    att = att or attach(lm, 1, sae=sae)
+    for remote in (True, "local"):
+        with pytest.raises(Unsupported, match="remote=True"), lm.trace(**inputs_for("gpt2"), remote=remote):
+            lm.output.save()
     att.detach()
-    assert "_remote_backend" not in vars(lm)
+    with lm.trace(**inputs_for("gpt2"), remote="local"):
+        found = lm.output.logits.save()
+    assert torch.equal(found, logits(model, inputs_for("gpt2")))
+
+
+def test_remote_runs_are_refused_when_nnsight_came_after_the_dictionary(monkeypatch):
+    from nnsight.modeling.mixins.remotable import Remotable
+
+    model = tiny("gpt2")
+    att = attach(model, 1, sae=dictionary())
+    lm = nnsight.TransformersModel(model, tokenizer=tiny_tokenizer())
+    monkeypatch.setattr(Remotable, "_remote_backend", Remotable._remote_backend.__wrapped__)
+    with att.steer(3, 1.0):
+        model(**inputs_for("gpt2"))
+        with pytest.raises(Unsupported, match="remote=True"), lm.trace(**inputs_for("gpt2"), remote=True):
+            lm.output.save()
+
+
+@ORDERS
+def test_the_older_language_model_serves_as_well(order):
+    model, inputs, sae = tiny("gpt2"), inputs_for("gpt2"), dictionary()
+    att = attach(model, 1, sae=sae) if order == "attach first" else None
+    lm = nnsight.LanguageModel(model, tokenizer=tiny_tokenizer())
+    att = att or attach(lm, 1, sae=sae)
+    with att.ablate(IDS):
+        expected = logits(model, inputs)
+    with lm.trace(inputs["input_ids"]):
+        lm.transformer.h[1].sae.features.output[..., IDS] = 0
+        edited = lm.output.logits.save()
+    torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-5)
+
+
+@ORDERS
+def test_invokes_share_one_forward_and_keep_their_own_edits(order):
+    inputs = inputs_for("gpt2")
+    model, _lm, att = wrapped(order, dictionary())
+    lm, ids = nnsight.TransformersModel(model, tokenizer=tiny_tokenizer()), inputs["input_ids"]
+    with att.ablate(IDS):
+        expected = logits(model, {"input_ids": ids[1:]})
+    with lm.trace() as tracer:
+        with tracer.invoke(ids[:1]):
+            untouched = lm.output.logits.save()
+        with tracer.invoke(ids[1:]):
+            lm.transformer.h[1].sae.features.output[..., IDS] = 0
+            edited = lm.output.logits.save()
+    torch.testing.assert_close(untouched, logits(model, {"input_ids": ids[:1]}), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(edited, expected, atol=1e-5, rtol=1e-5)
+
+
+@ORDERS
+def test_standing_edits_of_nnsight_reach_the_features(order):
+    inputs = inputs_for("gpt2")
+    model, lm, att = wrapped(order, dictionary())
+    with att.ablate(IDS):
+        expected = logits(model, inputs)
+    with lm.edit() as (_tracer, edited):
+        edited.transformer.h[1].sae.features.output[..., IDS] = 0
+    with edited.trace(**inputs):
+        found = edited.output.logits.save()
+    with lm.trace(**inputs):
+        plain = lm.output.logits.save()
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(plain, logits(model, inputs))
+
+
+@ORDERS
+def test_the_cache_of_a_trace_holds_the_features(order):
+    inputs, sae = inputs_for("gpt2"), dictionary()
+    _model, lm, _att = wrapped(order, sae)
+    with lm.trace(**inputs):
+        f = lm.transformer.h[1].sae.features.output.save()
+    with lm.trace(**inputs) as tracer:
+        cache = tracer.cache(modules=[lm.transformer.h[1].sae.features]).save()
+    assert torch.equal(cache["model.transformer.h.1.sae.features"].output, f)
