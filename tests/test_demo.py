@@ -10,10 +10,12 @@ pytest.importorskip("gradio", reason="the demo extra is not installed")
 
 from dictionaries import as_in_production
 
+from hfsae.default import FILES
 from hfsae.demo import render
 from hfsae.demo.cards import Cards
 from hfsae.demo.engine import Engine
 from hfsae.demo.handlers import Handlers
+from hfsae.demo.page import read_presets
 from hfsae.demo.pieces import Pieces
 from hfsae.demo.state import EditChoice, Request, edits_from_json, edits_to_json
 from hfsae.errors import HfsaeError, InvalidType, InvalidValue
@@ -150,3 +152,40 @@ print(*sorted(fn.api_name for fn in demo().fns.values() if fn.api_visibility == 
 """  # in a process of its own: gradio leaves event loops open
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
     assert {"generate", "inspect", "search", "contrast", "cost", "python"} <= set(told.split())
+
+
+def test_every_preset_changes_the_text(engine):
+    presets = read_presets((FILES / "presets.json").read_text())
+    assert 4 <= len(presets) <= 6
+    for preset in presets:
+        default, steered = last(engine, preset.request)
+        assert default != steered, preset.name
+        assert all(edit.feature in engine.attachment.dictionary.labels for edit in preset.request.edits)
+
+
+def test_search_finds_by_label_and_by_number(handlers):
+    assert 3707 in [feature for feature, _ in handlers.cards.search("raise")]
+    assert handlers.cards.search("17") == [(17, "")]
+    assert "Nothing found" in handlers.search("no such words anywhere")
+
+
+def test_a_card_without_an_index_tells_what_weights_and_statistics_tell(handlers):
+    card = handlers.cards.card(3707)
+    assert " ValueError" in [token for token, _ in card.promoted]
+    assert len(card.neighbours) == 8
+    assert "nan" not in handlers.card("3707")
+    assert "3707" in handlers.card("3707")
+
+
+def test_what_a_browser_sends_is_checked(handlers):
+    with as_in_production(), pytest.raises(InvalidValue, match="There are no texts"):
+        handlers.token({"texts": [{"ids": [1]}]}, 0, 0)
+    with as_in_production(), pytest.raises(InvalidValue, match="unknown token"):
+        handlers.token({"texts": [{"ids": [10**9]}, {"ids": [1]}]}, 0, 0)
+    with as_in_production(), pytest.raises(InvalidValue, match="no number"):
+        handlers.card("<script>")
+    with as_in_production(), pytest.raises(HfsaeError, match="position"):
+        handlers.token({"texts": [{"ids": [1, 2]}, {"ids": [1]}]}, 0, 5)
+    assert handlers.facts([{"kind": "ablate", "feature": 10**6}]) == {}
+    *_, told = handlers.stream("", "x", [{"kind": "ablate", "feature": 10**6}], 4, 0.0, 0)
+    assert "does not exist" in told["error"]

@@ -8,7 +8,7 @@ from typing import Any
 from hfsae.attach import attach
 from hfsae.default import load_default
 from hfsae.demo.cards import Cards
-from hfsae.demo.components import style
+from hfsae.demo.components import head
 from hfsae.demo.engine import Engine
 from hfsae.demo.handlers import Handlers
 from hfsae.demo.page import Preset, build, read_presets
@@ -80,7 +80,7 @@ def launch(page: Any, *, port: int | None = None, share: bool = False, block: bo
         server_port=port,
         share=share,
         prevent_thread_lock=not block,
-        css=style(),
+        head=head(),
         theme=_theme(),
         allowed_paths=[],
         max_file_size="1kb",

@@ -49,6 +49,10 @@ class Cards:
             return label.text
         return self.index[feature].label if self.index is not None else ""
 
+    def plain_words(self, feature: int) -> str:
+        """`words` without the marks of code."""
+        return self.words(feature).replace("`", "")
+
     def warning(self, edit: EditChoice) -> str:
         """What is out of the ordinary about an edit: it drives a feature where the model never has; else nothing."""
         most = self.maximum(edit.feature)
@@ -75,7 +79,7 @@ class Cards:
 
     def facts(self, feature: int) -> dict[str, Any]:
         """What the list of edits shows of a feature."""
-        return {"label": self.words(feature), "max": self.maximum(feature), "units": self.unit_sizes(feature)}
+        return {"label": self.plain_words(feature), "max": self.maximum(feature), "units": self.unit_sizes(feature)}
 
     def search(self, words: str, most: int = 24) -> list[tuple[int, str]]:
         """Features whose label, contexts or promoted tokens hold the words, best first; a number finds that feature."""

@@ -16,15 +16,15 @@ _TEXTS = """<div class="hfsae-texts">
   <section class="hfsae-panel hfsae-steered"><h2>With the edits</h2><div class="hfsae-text"></div></section>
   <div class="hfsae-legend"></div><div class="hfsae-error" role="alert"></div>
 </div>"""
-_EDITS = """<div class="hfsae-title"><h2>Edits</h2>
+_EDITS = """<div class="hfsae-head"><h2>Edits</h2>
   <label class="hfsae-live"><input type="checkbox" checked> write anew at every change</label></div>
 <p class="hfsae-note hfsae-none">None yet. Click a token of the texts or search for a feature, then add it.</p>
 <ul class="hfsae-edits"></ul>"""
 
 
-def style() -> str:
-    """The style sheet of the page."""
-    return _beside("page.css")
+def head() -> str:
+    """What goes into the head of the page. Gradio's own ``css`` would write each rule twice, with prefixes."""
+    return f"<style>{_beside('page.css')}</style>"
 
 
 def texts(gr: Any) -> Any:
@@ -53,7 +53,9 @@ def picks(gr: Any, value: str = "", **options: Any) -> Any:
 
 def header(gr: Any, about: str) -> Any:
     """The title of the page and what it is about."""
-    return gr.HTML(f"<h1>Steer single features</h1>{render.note(about)}", apply_default_css=False)
+    words = "A dictionary splits what the model holds at one layer into features. Change a few and read what it writes."
+    title = f"<h1>Steer single features</h1><p>{words}</p>{render.note(about)}"
+    return gr.HTML(f'<header class="hfsae-title">{title}</header>', apply_default_css=False)
 
 
 def _html(gr: Any, template: str, script: str, **options: Any) -> Any:

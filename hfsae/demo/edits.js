@@ -91,6 +91,7 @@ function strength(edit, n, change) {
     },
     onchange: () => put(edits(), true)});
   slider.value = edit.value;  // after its ends, which would cut it
+  slider.style.setProperty('--zero', -low / (high - low));
   const unit = units.length === 1 ? make('span', {className: 'hfsae-unit'}, words(units[0])) :
     make('select', {'aria-label': `unit of ${name}`, 'data-key': `unit${n}`, onchange: (event) => {
       change({unit: event.target.value, value: inUnit(edits()[n], event.target.value)});

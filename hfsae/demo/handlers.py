@@ -66,7 +66,7 @@ class Handlers:
     def _shown(self, streamed: Streamed, watched: int | None) -> Shown:
         shown: Shown = {"feature": watched, "label": "", "scale": 0.0, "prompt": streamed.prompt, "done": streamed.done}
         if watched is not None:
-            shown["label"] = self.cards.words(watched)
+            shown["label"] = self.cards.plain_words(watched)
             shown["scale"] = self.cards.maximum(watched) or self.engine.typical
         return shown | {"texts": [asdict(streamed.default), asdict(streamed.steered)]}
 

@@ -21,6 +21,7 @@ PRIVATE = {"api_visibility": "private", "show_progress": "hidden"}
 MODEL = {**PRIVATE, "concurrency_id": MODEL_QUEUE, "concurrency_limit": WORKERS}
 
 PUT_IN_URL = "(query) => { if (query) history.replaceState(null, '', '?' + query); }"
+COPY_LINK = "() => navigator.clipboard.writeText(location.href)"
 DOWNLOAD = """(text) => {
   const link = document.createElement('a');
   link.href = URL.createObjectURL(new Blob([text], {type: 'application/json'}));
@@ -75,15 +76,15 @@ def build(handlers: Handlers, start: Request, presets: list[Preset], about: str)
         parts.watch = gr.Textbox("", visible=False)
         buttons = _prompt(gr, parts, handlers, start)
         parts.texts = components.texts(gr)
-        with gr.Row():
+        with gr.Row(elem_classes="hfsae-work"):
             with gr.Column(min_width=320):
                 unit, scale = handlers.cards.usual_unit, handlers.engine.typical
                 parts.edits = components.edits(gr, unit=unit, scale=scale)
                 cost = gr.HTML(elem_id="cost", apply_default_css=False)
+                _code(gr, parts, handlers)
             with gr.Column(min_width=320):
                 _features(gr, parts, handlers)
         _generating(gr, parts, handlers, buttons)
-        _code(gr, page, parts, handlers)
         _following(gr, parts, handlers, cost)
         _arriving(gr, page, parts, start, presets, chosen)
         api.add(handlers, concurrency_id=MODEL_QUEUE, concurrency_limit=WORKERS)
@@ -99,9 +100,10 @@ def _prompt(gr: Any, parts: _Parts, handlers: Handlers, start: Request) -> tuple
             lines=3,
             max_length=MAX_PROMPT,
             scale=6,
+            min_width=320,
             elem_id="prompt",
         )
-        with gr.Column(scale=1, min_width=130):
+        with gr.Column(scale=1, min_width=130, elem_classes="hfsae-buttons"):
             go = gr.Button("Generate", variant="primary", elem_id="generate")
             stop = gr.Button("Stop", elem_id="stop")
     with gr.Accordion("Length, temperature, seed", open=False), gr.Row():
@@ -137,6 +139,8 @@ def _features(gr: Any, parts: _Parts, handlers: Handlers) -> None:
     gr.HTML("<h2>Features</h2>", apply_default_css=False)
     words = gr.Textbox(
         label="Search",
+        lines=1,
+        max_lines=1,
         placeholder="words of a label, context or promoted token, or a number",
         max_length=200,
         elem_id="words",
@@ -162,16 +166,18 @@ def _features(gr: Any, parts: _Parts, handlers: Handlers) -> None:
         place.select(pick, None, parts.watch, **PRIVATE)
 
 
-def _code(gr: Any, page: Any, parts: _Parts, handlers: Handlers) -> None:
+def _code(gr: Any, parts: _Parts, handlers: Handlers) -> None:
     """The same as Python, as a link and as JSON."""
-    with gr.Accordion("The same in Python", open=False):
-        python = gr.Code(language="python", interactive=False, show_label=False, elem_id="python")
-    with gr.Row():
-        download = gr.Button("Download the edits as JSON", size="sm", elem_id="download")
+    with gr.Accordion("The same in Python", elem_classes="hfsae-last"):
+        python = gr.Code(language="python", interactive=False, show_label=False, wrap_lines=True, elem_id="python")
+        with gr.Row():
+            copy = gr.Button("Copy the link to this state", size="sm", elem_id="copy")
+            download = gr.Button("Download the edits as JSON", size="sm", elem_id="download")
     query, told = gr.Textbox(visible=False), gr.Textbox(visible=False)
     changes = [parts.edits.input, *(part.change for part in (parts.prompt, *parts.sampling))]
     linked = gr.on(changes, handlers.link, parts.state, [query, python, told], trigger_mode="always_last", **PRIVATE)
     linked.then(None, query, None, js=PUT_IN_URL, **PRIVATE)
+    copy.click(None, None, None, js=COPY_LINK, **PRIVATE)
     download.click(None, told, None, js=DOWNLOAD, **PRIVATE)
 
 
