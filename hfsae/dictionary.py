@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from hfsae import hub
 from hfsae.errors import CheckpointNotFound, InvalidType, InvalidValue, Mismatch, did_you_mean
-from hfsae.formats import fingerprint, read_checkpoint, write_checkpoint
+from hfsae.formats import fingerprint, native, read_checkpoint, write_checkpoint
 from hfsae.formats.checkpoint import Checkpoint
 from hfsae.formats.holdings import locate
 from hfsae.formats.safetensors_io import check_shapes
@@ -23,6 +23,14 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitInfo
 
     from hfsae.hub.publishing import Plan
+
+
+@runtime_checkable
+class Savable(Protocol):
+    """What is published beside a dictionary: an `Evaluation`, a `FeatureIndex`."""
+
+    def save(self, folder: str | Path, /) -> None:
+        """Write its files into a folder."""
 
 
 class SAE(SparseCoder):
@@ -174,6 +182,8 @@ class SAE(SparseCoder):
         create_pr: bool = False,
         commit_message: str | None = None,
         license: str | None = None,
+        evaluation: Savable | None = None,
+        index: Savable | None = None,
         dry_run: bool = False,
     ) -> "CommitInfo | Plan":
         """Publish it on the Hub, beside the dictionaries in that repository, with a card made from what was measured.
@@ -182,11 +192,17 @@ class SAE(SparseCoder):
             private: Create the repository as private.
             create_pr: Open a pull request instead of committing.
             license: Of the dictionary, as the Hub abbreviates it.
+            evaluation: What `hfsae.evaluate` returned; its figures are the card's.
+            index: What `hfsae.index_features` returned, to be published with it.
             dry_run: Send nothing and return what would be written.
         Raises: HubError: when the Hub cannot be reached or refuses; the repository is then unchanged.
         """
         with TemporaryDirectory() as folder:
-            self.save_pretrained(Path(folder) / "repository")
+            own = self.save_pretrained(Path(folder) / "repository")
+            if evaluation is not None:
+                evaluation.save(own)
+            if index is not None:
+                index.save(own / native.FEATURE_INDEX)
             return hub.push(
                 Path(folder) / "repository",
                 repo_id,

@@ -9,9 +9,11 @@ from safetensors.torch import load_file, save, save_file
 from hfsae import hub
 from hfsae.dictionary import SAE
 from hfsae.errors import CheckpointError, CheckpointNotFound, HfsaeWarning, HubError, InvalidValue
+from hfsae.formats import native
 from hfsae.hub import cache
 from hfsae.hub.publishing import Plan
 from hfsae.sae.config import SAEConfig
+from hfsae.sae.statistics import Label
 
 TOKEN = "hf_good"
 
@@ -397,6 +399,44 @@ def test_two_threads_fetch_the_same_dictionary(loopback):
     for thread in threads:
         thread.join()
     assert len(set(found)) == 1
+
+
+class Written:
+    """What is published beside a dictionary; here one file of a few bytes."""
+
+    def __init__(self, name, content):
+        self.name, self.content = name, content
+
+    def save(self, folder):
+        folder.mkdir(exist_ok=True)
+        (folder / self.name).write_text(self.content)
+
+
+def test_evaluation_and_index_are_published_with_the_dictionary_and_fetched_on_request(loopback):
+    sae = SAE(SAEConfig(architecture="jumprelu", d_in=6, d_sae=20, site="resid_post", layer=3, base_model="me/base"))
+    measured, index = Written("eval.json", '{"fvu": 0.125, "l0": 7.5}'), Written("index.json", '{"tokens": 9}')
+    sae.push_to_hub("me/sae", token=TOKEN, evaluation=measured, index=index)
+    card = loopback.repos["me/sae"].head["README.md"].decode()
+    assert "value: 0.125" in card
+    assert "| 7.5 |" in card
+    plain = hub.fetch("me/sae", layer=3)
+    assert not (plain / "index").exists()
+    folder = hub.fetch("me/sae", layer=3, beside=native.FEATURE_INDEX_FILES)
+    assert (folder / "index" / "index.json").read_text() == '{"tokens": 9}'
+    assert folder == hub.fetch("me/sae", layer=3, local_files_only=True, beside=native.FEATURE_INDEX_FILES)
+
+
+def test_saving_the_same_weights_again_keeps_what_was_measured_of_them(tmp_path):
+    sae = SAE(SAEConfig(architecture="topk", k=2, d_in=6, d_sae=20, site="resid_post", layer=3))
+    folder = sae.save_pretrained(tmp_path)
+    Written("eval.json", "{}").save(folder)
+    Written("index.json", "{}").save(folder / "index")
+    sae.labels[3] = Label("a label", "hand")
+    assert sorted(path.name for path in sae.save_pretrained(tmp_path).rglob("*.json")) == [
+        "config.json", "eval.json", "index.json", "labels.json"]  # fmt: skip
+    with torch.no_grad():
+        sae.W_dec.mul_(2.0)
+    assert sorted(path.name for path in sae.save_pretrained(tmp_path).rglob("*.json")) == ["config.json", "labels.json"]
 
 
 def _all_text(error):

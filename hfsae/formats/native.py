@@ -5,6 +5,7 @@
     resid_post.layer_8/sae.safetensors           the parameters; row i of each matrix is feature i
     resid_post.layer_8/stats.safetensors         each row's probe values, and `FeatureStatistics` where measured
     resid_post.layer_8/labels.json, eval.json    what features are called, what an evaluation gave; where there are any
+    resid_post.layer_8/index/                    what its features fire on (`FeatureIndex.save`); likewise
 
 A dictionary's folder is all that reading it takes; the index serves who lists or downloads.
 """
@@ -40,6 +41,9 @@ CONFIG, WEIGHTS, STATISTICS, LABELS, EVALUATION = (
     "labels.json",
     "eval.json",
 )
+FEATURE_INDEX = "index"
+"""Folder of a feature index."""
+FEATURE_INDEX_FILES = tuple(f"{FEATURE_INDEX}/index.{ending}" for ending in ("json", "safetensors", "safetensors.xz"))
 _OURS = ("library_name", "format_version", "fingerprint")
 _INDEXED = ("base_model", "base_revision", "site", "layer", "module", "architecture", "d_in", "d_sae")
 _PER_ROW = ("W_enc", "b_enc", "W_dec", "threshold")
@@ -203,8 +207,16 @@ def _write_dictionary(checkpoint: Checkpoint, folder: Path, before: Path | None)
             str(i): {"text": label.text, "source": label.source} for i, label in sorted(checkpoint.labels.items())
         }
         write_json(folder / LABELS, labels)
-    if before is not None and _content(before) == recorded["content"] and (before / EVALUATION).is_file():
-        copyfile(before / EVALUATION, folder / EVALUATION)  # the same weights: what was measured of them still holds
+    if before is not None and _content(before) == recorded["content"]:
+        _keep_what_was_measured(before, folder)
+
+
+def _keep_what_was_measured(before: Path, folder: Path) -> None:
+    """Copy what was found out about the same weights; it still holds."""
+    for name in (EVALUATION, *FEATURE_INDEX_FILES):
+        if (before / name).is_file():
+            (folder / name).parent.mkdir(exist_ok=True)
+            copyfile(before / name, folder / name)
 
 
 def _content(folder: Path) -> str | None:
@@ -246,8 +258,9 @@ def _index(root: Path, known: Mapping[str, Any]) -> dict[str, Any]:
 
 def _entry(folder: Path) -> dict[str, Any]:
     config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    files = [folder / file for file in (CONFIG, WEIGHTS, STATISTICS, EVALUATION, LABELS) if (folder / file).is_file()]
-    return {key: config.get(key) for key in _INDEXED} | {"files": {path.name: _facts(path) for path in files}}
+    named = (CONFIG, WEIGHTS, STATISTICS, EVALUATION, LABELS, *FEATURE_INDEX_FILES)
+    files = {name: _facts(folder / name) for name in named if (folder / name).is_file()}
+    return {key: config.get(key) for key in _INDEXED} | {"files": files}
 
 
 def _facts(path: Path) -> dict[str, Any]:

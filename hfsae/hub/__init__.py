@@ -5,7 +5,7 @@ and checks them against the Hub's hashes. `push` writes one or many dictionaries
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import warn
@@ -34,6 +34,7 @@ def fetch(  # noqa: PLR0913 - the arguments of transformers' from_pretrained
     cache_dir: str | Path | None = None,
     local_files_only: bool = False,
     force_download: bool = False,
+    beside: Sequence[str] = (),
 ) -> Path:
     """Return where, on this machine, the one dictionary that fits the request is; what is missing is downloaded.
 
@@ -49,6 +50,7 @@ def fetch(  # noqa: PLR0913 - the arguments of transformers' from_pretrained
         cache_dir: Where to keep files; None is huggingface_hub's cache.
         local_files_only: Ask nothing of the network.
         force_download: Download again what is cached.
+        beside: Names of further files in its folder, fetched where it has them.
 
     Returns: A folder, or a file for formats of one file per dictionary.
 
@@ -60,7 +62,7 @@ def fetch(  # noqa: PLR0913 - the arguments of transformers' from_pretrained
     """
     target = _target(repo_id, revision, token)
     store = cache.storage(repo_id, cache_dir)
-    wanted = _Wanted(layer, site, subfolder)
+    wanted = _Wanted(layer, site, subfolder, tuple(beside))
     if local_files_only:
         return _from_cache(store, target, wanted)
     try:
@@ -146,10 +148,13 @@ class _Wanted:
     layer: int | None
     site: str | None
     subfolder: str | None
+    beside: tuple[str, ...]
 
     def among(self, listing: Listing, target: Target) -> Holding:
         found = holdings(listing.files)
-        return choose(found, where=str(target), layer=self.layer, site=self.site, subfolder=self.subfolder)
+        chosen = choose(found, where=str(target), layer=self.layer, site=self.site, subfolder=self.subfolder)
+        named = (name if chosen.at == "." else f"{chosen.at}/{name}" for name in self.beside)
+        return replace(chosen, files=(*chosen.files, *(name for name in named if name in listing.files)))
 
 
 def _target(repo_id: str, revision: str | None, token: str | None) -> Target:

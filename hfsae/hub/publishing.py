@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 INDEX, CARD = "config.json", "README.md"
-PUBLISHED = (native.CONFIG, native.WEIGHTS, native.STATISTICS, native.EVALUATION, native.LABELS)
+PUBLISHED = (
+    native.CONFIG,
+    native.WEIGHTS,
+    native.STATISTICS,
+    native.EVALUATION,
+    native.LABELS,
+    *native.FEATURE_INDEX_FILES,
+)
 """The files of a dictionary that are published, the first two of them always there."""
 
 
@@ -43,7 +50,7 @@ class Dictionary:
     @cached_property
     def files(self) -> list[tuple[str, int, str]]:
         """Name, size and sha256 of its files."""
-        return [_facts(self.folder / name) for name in PUBLISHED if (self.folder / name).is_file()]
+        return [_facts(self.folder, name) for name in PUBLISHED if (self.folder / name).is_file()]
 
     def entry(self) -> CardEntry:
         """What the card says of it."""
@@ -200,11 +207,11 @@ def _place(folder: Path) -> str:
 
 
 def _refuse_links(folder: Path) -> None:
-    for name in PUBLISHED:
+    for name in (*PUBLISHED, native.FEATURE_INDEX):
         if (folder / name).is_symlink():
             raise InvalidValue(f"{str(folder / name)!r} is a link. Only files are published. Put a copy in its place.")
 
 
-def _facts(path: Path) -> tuple[str, int, str]:
-    with path.open("rb") as file:
-        return path.name, path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
+def _facts(folder: Path, name: str) -> tuple[str, int, str]:
+    with (folder / name).open("rb") as file:
+        return name, (folder / name).stat().st_size, hashlib.file_digest(file, "sha256").hexdigest()
