@@ -45,7 +45,7 @@ _CONDITIONS = (
     "seed",
     "date",
 )
-_EXAMPLES = 12
+_EXAMPLES = 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,12 @@ class CardEntry:
         """What steering with it was measured to cost."""
         measured = self.measured.get("steering")
         return _plain_items(measured if isinstance(measured, Mapping) else {})
+
+    @property
+    def automatic(self) -> Mapping[str, Any]:
+        """How many of its automatic labels predict firing on held-out text, and by what measure."""
+        recorded = self.measured.get("automatic_labels")
+        return recorded if isinstance(recorded, Mapping) else {}
 
     @property
     def examples(self) -> list[Mapping[str, Any]]:

@@ -5,9 +5,10 @@ import pytest
 import torch
 
 from hfsae.attach import attach
-from hfsae.default import FILES, load_model, make
+from hfsae.default import FILES, load_model, make, meaning
 from hfsae.default.language_model import Recipe
 from hfsae.dictionary import SAE
+from hfsae.features import FeatureIndex
 from hfsae.train import DataConfig, TrainConfig
 
 SMALL = Recipe(vocabulary=300, context=32, width=16, blocks=2, heads=2, rows=4, steps=4)
@@ -27,6 +28,9 @@ def small(monkeypatch):
     )
     config = TrainConfig(d_sae=32, k=4, tokens=4096, data=DataConfig(context=32))
     monkeypatch.setattr(make, "DICTIONARIES", {0: config})
+    monkeypatch.setattr(make, "INDEXED", 0)
+    monkeypatch.setattr(meaning, "LEAST_FIRINGS", 1)
+    monkeypatch.setattr(meaning, "LEAST_F1", 0.1)
 
 
 @pytest.mark.skipif(sys.version_info[:2] != (3, 11), reason="the shipped texts are those of Python 3.11")
@@ -46,8 +50,17 @@ def test_one_command_makes_texts_model_and_dictionaries(tmp_path):
     assert json.loads((tmp_path / "model.json").read_text())["bits_per_byte"] > 0
     with attach(model, sae=SAE.from_pretrained(tmp_path / "resid_post.layer_0")) as attachment:
         assert attachment.top_features(tokenizer(TEXTS[0][:40], return_tensors="pt"))
+        index = FeatureIndex.of(attachment.dictionary)
+        assert index is not None
+        assert index.fixed_rules is not None
+        labels = attachment.dictionary.labels
+        assert labels
+        assert {label.source for label in labels.values()} == {"automatic"}
+        assert all(index[i].label == label.text for i, label in labels.items())
     stored = json.loads((tmp_path / "resid_post.layer_0" / "eval.json").read_text())
     assert stored["l0"] <= 4
+    assert all(example["held_out_f1"] >= 0.1 for example in stored["examples"])
+    assert {example["feature"] for example in stored["examples"]} <= set(labels)
     assert not (tmp_path / "training_state.pt").exists()
     assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["resid_post.layer_0"]
 

@@ -11,6 +11,8 @@ from hfsae.errors import InvalidValue, OutOfRange
 from hfsae.features import FeatureIndex
 from hfsae.sae.base import SparseCoder
 
+_WHOLE_CARDS = 3
+
 
 def features(
     text: Annotated[str | None, typer.Argument(help="The text to read, or the number of one feature.")] = None,
@@ -20,7 +22,9 @@ def features(
     site: Site = "resid_post",
     device: Device = None,
     k: Annotated[int, typer.Option("-k", min=1, help="How many features to show per token.")] = 4,
-    index: Annotated[Path | None, typer.Option(help="Folder of a feature index, for cards and search.")] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Folder of a feature index. Without it: the one beside the dictionary.")
+    ] = None,
     search: Annotated[str | None, typer.Option(help="Show the features whose label or contexts hold this.")] = None,
 ) -> None:
     """Show the strongest features of each token of a text, one feature's card, or the features that match a word.
@@ -34,18 +38,29 @@ def features(
     """
     if (text is None) == (search is None):
         raise InvalidValue("Nothing to look at, or two things. Give a text, a feature's number, or --search WORD.")
-    known = FeatureIndex.load(index) if index is not None else None
-    if known is not None and search is not None:
-        for card in known.search(search):
-            typer.echo(str(card))
-        return
-    attachment, tokenizer = open_attachment(model, sae, layer, site, device)
-    if search is not None:
-        typer.echo(_labelled(attachment.dictionary, search))
-    elif text is not None and text.isdigit():
-        typer.echo(str(known[int(text)]) if known is not None else _card(attachment.dictionary, int(text)))
-    elif text is not None:
+    if text is not None and not text.isdecimal():
+        attachment, tokenizer = open_attachment(model, sae, layer, site, device)
         typer.echo(str(attachment.top_features(tokenizer(text, return_tensors="pt"), k=k)))
+        return
+    if index is not None:
+        typer.echo(_indexed(FeatureIndex.load(index), text, search))
+        return
+    dictionary = open_attachment(model, sae, layer, site, device)[0].dictionary
+    known = FeatureIndex.of(dictionary)
+    if known is not None:
+        typer.echo(_indexed(known, text, search))
+    else:
+        typer.echo(_labelled(dictionary, search) if search is not None else _card(dictionary, int(text or 0)))
+
+
+def _indexed(index: FeatureIndex, feature: str | None, search: str | None) -> str:
+    """The card of one feature, or of those that an index finds; many of them a line each."""
+    if search is None:
+        return str(index[int(feature or 0)])
+    cards = index.search(search)
+    if len(cards) <= _WHOLE_CARDS:
+        return "\n\n".join(map(str, cards)) or f"Nothing in the index holds {search!r}."
+    return "\n".join(card.summary for card in cards)
 
 
 def _card(dictionary: SparseCoder, feature: int) -> str:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from hfsae.default.corpus import library_texts
 from hfsae.errors import CheckpointError, InvalidValue, did_you_mean
+from hfsae.features import FeatureIndex
 
 if TYPE_CHECKING:
     import torch
@@ -66,6 +67,16 @@ def _no_progress_bar() -> Iterator[None]:
     finally:
         if was_shown:
             logging.enable_progress_bar()
+
+
+def load_index() -> FeatureIndex:
+    """Return the index of what the features of the dictionary after block 2 fire on.
+
+    Example:
+        >>> load_index()[3707].promoted[0][0]
+        ' ValueError'
+    """
+    return FeatureIndex.load(FILES / "resid_post.layer_2" / "index")
 
 
 def default_texts(split: str = "validation") -> list[str]:

@@ -3,6 +3,7 @@
 1. ``texts`` packs the held-back files of this Python's library (3.11 for the shipped ones) with their hashes.
 2. ``model`` trains tokenizer and language model, and measures bits per byte on the validation texts.
 3. ``dictionaries`` trains the dictionaries on that model with `hfsae.train` and measures them with `hfsae.evaluate`.
+4. ``index`` finds what the features of one of them mean: its index, labels and examples.
 
 Each step reads what the one before left in DIR; a model run that was interrupted goes on from its last checkpoint.
 """
@@ -36,6 +37,7 @@ from hfsae.default.language_model import (
     train_language_model,
     train_tokenizer,
 )
+from hfsae.default.meaning import make_index
 from hfsae.dictionary import SAE
 from hfsae.evaluate import evaluate
 from hfsae.formats import write_checkpoint
@@ -60,6 +62,11 @@ DICTIONARIES = {
 """How the dictionary after each block is trained; later blocks hold more than a small dictionary can say."""
 STEERED = {2: (3707, 8.0)}
 """By layer: the labelled feature whose steering is tested, and the strength at which its cost is measured."""
+INDEXED = 2
+"""The layer whose dictionary ships with an index; the package has no room for two."""
+_INDEXED_SHARE = 3
+"""Every third of the documents that a dictionary learned from is indexed."""
+_STEPS = ("texts", "model", "dictionaries", "index")
 
 
 def make_texts(out: Path) -> None:
@@ -114,14 +121,9 @@ def measure_model(out: Path, recipe: Recipe) -> None:
 
 
 def make_dictionary(out: Path, layer: int) -> Path:
-    """Train the dictionary after one block of the model in ``out`` and return its folder; written in fp16.
-
-    It learns from the library and half of its tests.
-    """
+    """Train the dictionary after one block of the model in ``out`` and return its folder; written in fp16."""
     model, tokenizer = load_model(out)
-    sources = training_sources()
-    texts = sources["library"] + sources["tests"][::2]
-    sae = train(model, texts, tokenizer=tokenizer, layer=layer, config=DICTIONARIES[layer])
+    sae = train(model, _learned(), tokenizer=tokenizer, layer=layer, config=DICTIONARIES[layer])
     checkpoint = sae.to_checkpoint()
     rounded = {name: tensor.half() for name, tensor in checkpoint.tensors.items()}
     folder = out / checkpoint.config.place
@@ -132,6 +134,16 @@ def make_dictionary(out: Path, layer: int) -> Path:
         # By way of an empty folder, since the config.json of this one is the model's.
         write_checkpoint(replace(checkpoint, tensors=rounded), Path(aside) / "dictionary").rename(folder)
     return folder
+
+
+def _learned() -> list[str]:
+    """What the dictionaries learn from: the library and half of its tests."""
+    sources = training_sources()
+    return sources["library"] + sources["tests"][::2]
+
+
+def _held_back() -> list[str]:
+    return [text for split in SHIPPED_SPLITS for text in library_texts(split).values()]
 
 
 def measure_dictionary(out: Path, folder: Path) -> None:
@@ -177,7 +189,7 @@ def _write_json(path: Path, value: Mapping[str, Any]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Make what the command line names."""
     parser = argparse.ArgumentParser(prog="python -m hfsae.default.make", description="Make the default model anew.")
-    parser.add_argument("what", choices=["texts", "model", "dictionaries", "all"], help="dictionaries need the model")
+    parser.add_argument("what", choices=[*_STEPS, "all"], help="each needs those before it")
     parser.add_argument("--out", type=Path, required=True, help="folder for the files; made when it is not there")
     chosen = parser.parse_args(arguments)
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -188,6 +200,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if chosen.what in ("dictionaries", "all"):
         for layer in DICTIONARIES:
             measure_dictionary(chosen.out, make_dictionary(chosen.out, layer))
+    if chosen.what in ("index", "all"):
+        folder = chosen.out / f"resid_post.layer_{INDEXED}"
+        make_index(folder, *load_model(chosen.out), seen=_learned()[::_INDEXED_SHARE], held=_held_back())
     for path in chosen.out.rglob("*"):
         if path.is_file():
             path.chmod(0o644)  # safetensors writes 0600, which a package installed by root keeps from its users

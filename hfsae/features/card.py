@@ -72,10 +72,15 @@ class FeatureCard:
     neighbours: tuple[tuple[int, float], ...]
     """Features with the nearest decoder directions, and the cosine."""
 
-    def __str__(self) -> str:
+    @property
+    def summary(self) -> str:
+        """It in one line: number, label, and who says so."""
         f1 = f", F1 {self.f1:.2f}" if self.f1 is not None and self.label_source == "automatic" else ""
+        return f"feature {self.feature}: {self.label or 'never fires'} ({self.label_source}{f1})"
+
+    def __str__(self) -> str:
         lines = [
-            f"feature {self.feature}: {self.label or 'never fires'} ({self.label_source}{f1})",
+            self.summary,
             f"  fires on {self.density:.3%} of tokens, maximum {self.max:.3g}, mean {self.mean:.3g} where it fires",
         ]
         for name, tokens in (("promotes", self.promoted), ("suppresses", self.suppressed)):

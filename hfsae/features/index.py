@@ -1,7 +1,6 @@
 """`FeatureIndex`: what the features of a dictionary fire on, to look up, search, merge, keep and show."""
 
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -15,7 +14,8 @@ from hfsae.errors import CheckpointError, InvalidValue, Mismatch, OutOfRange, Un
 from hfsae.features.card import Example, FeatureCard, example_of
 from hfsae.features.collecting import SAMPLE_RANGES, Collected, from_tensors, merged, to_tensors
 from hfsae.features.contexts import Contexts
-from hfsae.features.labelling import Rule, best_rules, rules_from_tensors, rules_to_tensors
+from hfsae.features.labelling import AUTOMATIC, Rule, best_rules, rules_from_tensors, rules_to_tensors
+from hfsae.features.searching import pattern_of, score
 from hfsae.features.storing import FACTS, read_index, write_index
 from hfsae.features.trimming import trimmed_counts, trimmed_weights
 from hfsae.sae.base import SparseCoder
@@ -23,7 +23,7 @@ from hfsae.sae.base import SparseCoder
 FORMAT_VERSION = 1
 FOLDER = "index"
 """Name of an index's folder beside the files of its dictionary."""
-_SHOWN_TOKENS, _SHOWN_SAMPLES, _SHOWN_NEIGHBOURS = 8, 12, 8
+_SHOWN_TOKENS, _SHOWN_SAMPLES, _SHOWN_NEIGHBOURS = 8, 12, 6
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -39,7 +39,7 @@ class FeatureIndex:
     weights: dict[str, Tensor]
     """What follows from weights alone: promoted and suppressed tokens, neighbours."""
     labels: dict[int, tuple[str, str]]
-    """Labels that came with the dictionary, (text, source); they go before automatic ones."""
+    """Labels that came with the dictionary and were not automatic, (text, source); they go before automatic ones."""
     fixed_rules: list[Rule | None] | None = None
     """The automatic labels of an index that was trimmed, whose counts are gone; None where they follow from counts."""
 
@@ -88,30 +88,15 @@ class FeatureIndex:
         """
         if isinstance(feature, bool) or not 0 <= feature < len(self):
             raise OutOfRange(f"Feature {feature!r} does not exist. This index has features 0 to {len(self) - 1}.")
-        label, source, f1 = self._label(feature)
-        fires = int(self.collected.count[feature])
-        return FeatureCard(
-            feature=feature,
-            label=label,
-            label_source=source,
-            f1=f1,
-            density=float(self.density[feature]),
-            max=float(self.max[feature]),
-            mean=float(self.collected.total[feature]) / fires if fires else 0.0,
-            histogram=tuple(self.collected.histogram[feature].tolist()),
-            by_position=tuple(self.collected.by_position[feature].tolist()),
-            top=self._examples(self._top, feature),
-            samples=self._examples(self._samples, feature)[:_SHOWN_SAMPLES],
-            promoted=self._effect("promoted", feature),
-            suppressed=self._effect("suppressed", feature),
-            neighbours=tuple(self.features_like(feature)),
-        )
+        return _card(self, feature)
 
     def features_like(self, feature: int) -> list[tuple[int, float]]:
         """Return the features whose decoder directions are nearest, with the cosine."""
         if "neighbour_ids" not in self.weights:
             return []
-        ids, cosines = (self.weights[name][feature].tolist() for name in ("neighbour_ids", "neighbour_cosines"))
+        ids, cosines = (
+            self.weights[name][feature, :_SHOWN_NEIGHBOURS].tolist() for name in ("neighbour_ids", "neighbour_cosines")
+        )
         return list(zip(ids, cosines, strict=True))
 
     def search(self, words: str, *, regex: bool = False, limit: int = 50) -> list[FeatureCard]:
@@ -122,13 +107,12 @@ class FeatureIndex:
 
         Raises: InvalidValue: when there are no words, or no such regular expression.
         """
-        pattern = _pattern(words, regex)
+        pattern = pattern_of(words, regex)
         scores = []
         for feature in self.collected.count.nonzero()[:, 0].tolist():
-            found = 4.0 * bool(pattern.search(self._label(feature)[0]))
-            found += sum(bool(pattern.search(token)) for token, _ in self._effect("promoted", feature)) / _SHOWN_TOKENS
-            examples = self._examples(self._top, feature)
-            found += sum(_near(example, pattern) for example in examples) / max(len(examples), 1)
+            label, source, _ = _label(self, feature)
+            promoted = [token for token, _ in self._effect("promoted", feature)]
+            found = score(pattern, label, source == AUTOMATIC, promoted, self._examples(self._top, feature))
             if found:
                 scores.append((-found, feature))
         return [self[feature] for _, feature in sorted(scores)[:limit]]
@@ -146,7 +130,7 @@ class FeatureIndex:
                 "Indexes of one dictionary can be merged."
             )
         for index in (self, other):
-            index.check_whole()
+            check_whole(index)
         return replace(self, collected=merged(self.collected, other.collected))
 
     def trimmed(self, *, contexts: int = 4, samples: int = 2, around: tuple[int, int] = (12, 5)) -> "FeatureIndex":
@@ -167,19 +151,8 @@ class FeatureIndex:
             self,
             collected=trimmed_counts(self.collected, contexts, samples, around),
             weights=trimmed_weights(self.weights, _SHOWN_TOKENS, _SHOWN_NEIGHBOURS),
-            fixed_rules=self.rules,
+            fixed_rules=[rule and replace(rule, f1=round(256 * rule.f1) / 256) for rule in self.rules],
         )
-
-    def check_whole(self) -> None:
-        """Refuse an index that was trimmed.
-
-        Raises: Unsupported: since its counts are gone.
-        """
-        if self.fixed_rules is not None:
-            raise Unsupported(
-                f"The index of {self.dictionary!r} was trimmed, and its counts are gone. It can be searched and shown. "
-                "Use the index that it was trimmed from."
-            )
 
     def save(self, folder: str | Path, *, packed: bool = False) -> None:
         """Write the index into a folder of its own, whole or not at all.
@@ -188,20 +161,7 @@ class FeatureIndex:
 
         Args: packed: Compress it, which takes longer; with `trimmed`, a few hundred bytes a feature.
         """
-        facts = {
-            "format_version": FORMAT_VERSION,
-            "dictionary": self.dictionary,
-            "d_sae": len(self),
-            "contexts": self.collected.contexts,
-            "tokens": self.tokens,
-            "rows": self.collected.rows,
-            "trimmed": self.fixed_rules is not None,
-            "labels": {str(i): list(label) for i, label in self.labels.items()},
-        }
-        tensors = to_tensors(self.collected) | {f"weights.{name}": tensor for name, tensor in self.weights.items()}
-        tensors["vocabulary"] = torch.tensor(list(json.dumps(self.vocabulary).encode()), dtype=torch.uint8)
-        if self.fixed_rules is not None:
-            tensors |= rules_to_tensors(self.fixed_rules)
+        facts, tensors = _to_file(self)
         write_index(Path(folder), facts, tensors, packed=packed)
 
     @staticmethod
@@ -250,13 +210,6 @@ class FeatureIndex:
 
         return write_dashboard(self, Path(folder), texts)
 
-    def _label(self, feature: int) -> tuple[str, str, float | None]:
-        rule = self.rules[feature]
-        f1 = None if rule is None else rule.f1
-        if feature in self.labels:
-            return (*self.labels[feature], f1)
-        return ("", "automatic", None) if rule is None else (rule.text(self.vocabulary), "automatic", f1)
-
     def _examples(self, grouped: tuple[Contexts, list[int]], feature: int) -> tuple[Example, ...]:
         contexts, bounds = grouped
         mine = range(bounds[feature], bounds[feature + 1])
@@ -269,6 +222,64 @@ class FeatureIndex:
         return tuple(
             (self.vocabulary[i], value) for i, value in zip(ids, values, strict=True) if i < len(self.vocabulary)
         )
+
+
+def check_whole(index: FeatureIndex) -> None:
+    """Refuse an index that was trimmed.
+
+    Raises: Unsupported: since its counts are gone.
+    """
+    if index.fixed_rules is not None:
+        raise Unsupported(
+            f"The index of {index.dictionary!r} was trimmed, and its counts are gone. It can be searched and shown. "
+            "Use the index that it was trimmed from."
+        )
+
+
+def _card(index: FeatureIndex, feature: int) -> FeatureCard:
+    label, source, f1 = _label(index, feature)
+    fires = int(index.collected.count[feature])
+    return FeatureCard(
+        feature=feature,
+        label=label,
+        label_source=source,
+        f1=f1,
+        density=float(index.density[feature]),
+        max=float(index.max[feature]),
+        mean=float(index.collected.total[feature]) / fires if fires else 0.0,
+        histogram=tuple(index.collected.histogram[feature].tolist()),
+        by_position=tuple(index.collected.by_position[feature].tolist()),
+        top=index._examples(index._top, feature),
+        samples=index._examples(index._samples, feature)[:_SHOWN_SAMPLES],
+        promoted=index._effect("promoted", feature),
+        suppressed=index._effect("suppressed", feature),
+        neighbours=tuple(index.features_like(feature)),
+    )
+
+
+def _label(index: FeatureIndex, feature: int) -> tuple[str, str, float | None]:
+    """Text and source of a feature's label, and the F1 of its rule."""
+    rule = index.rules[feature]
+    f1 = None if rule is None else rule.f1
+    if feature in index.labels:
+        return (*index.labels[feature], f1)
+    return ("", AUTOMATIC, None) if rule is None else (rule.text(index.vocabulary), AUTOMATIC, f1)
+
+
+def _to_file(index: FeatureIndex) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    facts = {
+        "format_version": FORMAT_VERSION,
+        "dictionary": index.dictionary,
+        "d_sae": len(index),
+        "contexts": index.collected.contexts,
+        "tokens": index.tokens,
+        "rows": index.collected.rows,
+        "trimmed": index.fixed_rules is not None,
+        "labels": {str(i): list(label) for i, label in index.labels.items()},
+    }
+    tensors = to_tensors(index.collected) | {f"weights.{name}": tensor for name, tensor in index.weights.items()}
+    tensors["vocabulary"] = torch.tensor(list(json.dumps(index.vocabulary).encode()), dtype=torch.uint8)
+    return facts, tensors | ({} if index.fixed_rules is None else rules_to_tensors(index.fixed_rules))
 
 
 def _from_file(facts: dict[str, Any], tensors: dict[str, Tensor]) -> FeatureIndex:
@@ -291,21 +302,3 @@ def _by_group(contexts: Contexts, features: int, per_feature: int = 1) -> tuple[
     """Return contexts with where those of each feature begin."""
     bounds = torch.searchsorted(contexts.group, torch.arange(features + 1) * per_feature).tolist()
     return contexts, bounds
-
-
-def _pattern(words: str, regex: bool) -> re.Pattern[str]:
-    if not words.strip():
-        raise InvalidValue("There is nothing to search for. Words were expected.")
-    try:
-        return re.compile(words if regex else re.escape(words), re.IGNORECASE)
-    except re.error as error:
-        raise InvalidValue(
-            f"{words!r} is no regular expression: {error}. Correct it, or search with regex=False."
-        ) from error
-
-
-def _near(example: Example, pattern: re.Pattern[str]) -> float:
-    """1 where the words are at the token that fires, a quarter where they are elsewhere in the context."""
-    if pattern.search("".join(example.tokens[max(0, example.at - 1) : example.at + 1])):
-        return 1.0
-    return 0.25 * bool(pattern.search("".join(example.tokens)))

@@ -7,17 +7,18 @@ from typing import Any
 from torch import Tensor, nn
 
 from hfsae.attach import Attachment
-from hfsae.data.limits import special_ids, vocabulary_size
+from hfsae.data.limits import longest_row, special_ids, vocabulary_size
 from hfsae.data.tokens import TokenBatch, batches
 from hfsae.errors import InvalidValue, Mismatch
 from hfsae.features.attribution import logit_attribution, nearest
 from hfsae.features.collecting import Collected
 from hfsae.features.firings import firings
-from hfsae.features.index import FeatureIndex
+from hfsae.features.index import FeatureIndex, check_whole
+from hfsae.features.labelling import AUTOMATIC
 from hfsae.passes import at_rest
 from hfsae.sites import unwrap
 
-_NEIGHBOURS, _TOKENS = 8, 16
+_NEIGHBOURS, _TOKENS, _CONTEXT = 8, 16, 256
 
 
 def index_features(  # noqa: PLR0913
@@ -26,7 +27,7 @@ def index_features(  # noqa: PLR0913
     *,
     tokenizer: Any = None,
     batch_size: int = 16,
-    context: int = 256,
+    context: int | None = None,
     max_tokens: int | None = None,
     contexts: int = 16,
     folder: str | Path | None = None,
@@ -41,7 +42,7 @@ def index_features(  # noqa: PLR0913
         attachment: From `attach`.
         data: Texts or token ids of any kind that `hfsae.data.tokens.batches` reads.
         tokenizer: Needed for texts, and to show tokens as text.
-        context: Tokens in a row, where texts are packed.
+        context: Tokens in a row, where texts are packed; by default what the model reads, at most 256.
         max_tokens: Stop after so many tokens.
         contexts: Strongest contexts kept for each feature.
         folder: Where the index is kept; a pass that was interrupted goes on from what lies there, over the same data.
@@ -59,7 +60,7 @@ def index_features(  # noqa: PLR0913
         data,
         tokenizer=tokenizer,
         batch_size=batch_size,
-        context=context,
+        context=min(_CONTEXT, longest_row(model)) if context is None else context,
         max_tokens=max_tokens,
         special_ids=special_ids(model) if tokenizer is None else None,
         vocab_size=collected.vocabulary,
@@ -88,7 +89,7 @@ def _begun(attachment: Attachment, folder: str | Path | None, contexts: int, voc
             f"{folder} holds the index of {index.dictionary!r}. One of {_id(attachment)!r} was to be made. "
             "Choose another folder."
         )
-    index.check_whole()
+    check_whole(index)
     return index.collected
 
 
@@ -112,7 +113,9 @@ def _finished(attachment: Attachment, model: nn.Module, collected: Collected, to
         weights |= dict(zip(names, effects, strict=True))
     if len(dictionary.W_dec) > 1:
         weights["neighbour_ids"], weights["neighbour_cosines"] = nearest(dictionary.W_dec, _NEIGHBOURS)
-    labels = {i: (label.text, label.source) for i, label in getattr(dictionary, "labels", {}).items()}
+    known = getattr(dictionary, "labels", {}).items()
+    # Automatic ones are left out: those of this index follow from its own counts.
+    labels = {i: (label.text, label.source) for i, label in known if label.source != AUTOMATIC}
     return FeatureIndex(_id(attachment), collected, _vocabulary(tokenizer, collected.vocabulary), weights, labels)
 
 

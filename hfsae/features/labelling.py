@@ -10,6 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+AUTOMATIC = "automatic"
+"""Source of a label that follows from counts."""
 _MOST_TOKENS = 32
 _SHOWN = 4
 _NONE = ""

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hfsae.attach import Attachment
-from hfsae.data.limits import special_ids
+from hfsae.data.limits import longest_row, special_ids
 from hfsae.data.tokens import batches
 from hfsae.errors import InvalidValue, Mismatch
 from hfsae.features.firings import firings
@@ -141,7 +141,9 @@ def seed_stability(one: SparseCoder, other: SparseCoder) -> Float[Tensor, "d_sae
 
 
 def _read(attachment: Attachment, data: object, tokenizer: Any, reading: dict[str, Any]) -> Any:
-    known = None if tokenizer is not None else special_ids(unwrap(attachment.model))
+    model = unwrap(attachment.model)
+    known = None if tokenizer is not None else special_ids(model)
+    reading = {"context": min(256, longest_row(model))} | reading
     return batches(data, tokenizer=tokenizer, special_ids=known, **reading)
 
 
