@@ -68,7 +68,7 @@ def check(  # noqa: PLR0913 - what, where and how strictly, all but the first th
     Args:
         dictionary: An `SAE`, its folder, or a Hub id of one dictionary.
         texts: Any data that `evaluate` reads; a few thousand tokens are enough.
-        recorded: The figures to compare with; None takes the folder's ``eval.json``, where there is one.
+        recorded: The figures to compare with; None takes the ``eval.json`` beside its files, where there is one.
         max_tokens: How many tokens to read.
         tolerance: How far FVU and CE loss recovered may be worse than recorded; other texts cost a few hundredths.
 
@@ -79,7 +79,7 @@ def check(  # noqa: PLR0913 - what, where and how strictly, all but the first th
     if tolerance < 0:
         raise InvalidValue(f"tolerance={tolerance} is negative. It is how much worse than recorded is accepted.")
     sae = dictionary if isinstance(dictionary, SparseCoder) else SAE.from_pretrained(dictionary)
-    known = recorded if recorded is not None else _recorded(dictionary)
+    known = recorded if recorded is not None else _recorded(sae)
     with attach(model, sae=sae, force=True, name="hfsae_check") as attachment:
         found = evaluate(attachment, texts, tokenizer=tokenizer, max_tokens=max_tokens, progress=False)
     problems = [*_of_base_model(model, sae), *_against(found, known, tolerance)]
@@ -88,12 +88,11 @@ def check(  # noqa: PLR0913 - what, where and how strictly, all but the first th
     return Fit(found, tuple(problems))
 
 
-def _recorded(dictionary: object) -> Mapping[str, Any]:
-    """The figures stored beside a dictionary given by its folder."""
-    if not isinstance(dictionary, (str, Path)) or not Path(dictionary).is_dir():
-        return {}
-    path = Path(dictionary) / native.EVALUATION
-    return read_json(path) if path.is_file() else {}
+def _recorded(sae: SparseCoder) -> Mapping[str, Any]:
+    """The figures stored beside the files that a dictionary was loaded from."""
+    folder = getattr(sae, "folder", None)
+    path = None if folder is None else folder / native.EVALUATION
+    return read_json(path) if path is not None and path.is_file() else {}
 
 
 def _of_base_model(model: nn.Module, sae: SparseCoder) -> list[str]:

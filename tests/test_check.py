@@ -75,7 +75,8 @@ def test_other_base_model_is_named(tiny_gpt2, fitting, texts):
 def test_figures_beside_the_dictionary_are_compared_with(tiny_gpt2, fitting, texts, tmp_path):
     folder = fitting.save_pretrained(tmp_path / "saved")
     (folder / "eval.json").write_text(json.dumps({"fvu": 0.001, "l0": 500.0, "recovered_zero": 5.0}))
-    fit = check(tiny_gpt2, folder, texts, tolerance=0.0)
+    fit = check(tiny_gpt2, SAE.from_pretrained(folder), texts, tolerance=0.0)
+    assert fit.problems == check(tiny_gpt2, folder, texts, tolerance=0.0).problems
     assert [text.split(" is ")[0] for text in fit.problems[:3]] == ["FVU", "CE loss recovered", "L0"]
 
 
