@@ -47,7 +47,8 @@ def demo(
         layer: Block; 2 in the shipped model.
         site: Where in the block.
         device: Where to run; None leaves the model where it loads.
-        index: What its features mean, for search and cards: an index, or the folder of one.
+        index: What its features mean, for search and cards: an index, or the folder of one; None takes the
+            one beside the dictionary.
 
     Raises:
         MissingPackage: when gradio is not installed.
@@ -57,7 +58,8 @@ def demo(
         layer = 2
     opened, tokenizer = _load(model, device)
     attachment = attach(opened, layer, site, sae=sae)
-    cards = Cards(attachment, tokenizer, FeatureIndex.load(index) if isinstance(index, (str, Path)) else index)
+    known = FeatureIndex.load(index) if isinstance(index, (str, Path)) else index
+    cards = Cards(attachment, tokenizer, known or FeatureIndex.of(attachment.dictionary))
     handlers = Handlers(Engine(attachment, tokenizer, COST_TEXT), cards, _opening(model, sae, layer, site))
     presets = _presets() if model is None and sae is None and layer == 2 else []
     start = presets[0].request if presets else Request(prompt="The ")
