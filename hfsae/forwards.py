@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from types import CodeType, FrameType
 from typing import Any
 
@@ -23,6 +24,9 @@ _PACKED = ("cu_seq_lens_q", "block_table", "read_index")
 _INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids", "hidden_states")
 _under_way = threading.local()
 
+Past = int | Tensor | None
+"""Tokens in a cache; None where it does not say."""
+
 
 @dataclass(frozen=True, eq=False)
 class Forward:
@@ -31,8 +35,8 @@ class Forward:
     attention_mask: Tensor | None = None
     """``[batch, past + seq]``, or 4-D as a static cache prepares it; None says that every token is real."""
     position_ids: Tensor | None = None
-    past: int | Tensor | None = 0
-    """Tokens in the cache before this forward; None where the cache does not say."""
+    past: Past = 0
+    """Tokens in the cache before this forward."""
     shape: tuple[int, ...] | None = None
     """``(batch, seq)`` of the inputs."""
     packed: bool = False
@@ -49,22 +53,27 @@ class Generation:
     """Rows that each prompt was repeated to: beams, or returned sequences."""
 
 
-def forward_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Forward:
+def forward_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], past: Past) -> Forward:
     """Return what a call of the owner says of its tokens."""
-    given = {**dict(zip(parameters, args, strict=False)), **kwargs}
+    given = _named(parameters, args, kwargs)
     inputs = next((given[name] for name in _INPUTS if isinstance(given.get(name), Tensor)), None)
     mask, ids = given.get("attention_mask"), given.get("position_ids")
     return Forward(
         attention_mask=mask if isinstance(mask, Tensor) else None,
         position_ids=ids if isinstance(ids, Tensor) and ids.ndim == 2 else None,
-        past=_cached_tokens(given),
+        past=past,
         shape=None if inputs is None else tuple(inputs.shape[:2]),
         packed=any(given.get(name) is not None for name in _PACKED),
     )
 
 
-def _cached_tokens(given: dict[str, Any]) -> int | Tensor | None:
-    cache = next((given[name] for name in ("past_key_values", "cache_params") if given.get(name) is not None), None)
+def _named(parameters: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    return {**dict(zip(parameters, args, strict=False)), **kwargs} if args else kwargs
+
+
+def _cached_tokens(given: dict[str, Any]) -> Past:
+    cache = given.get("past_key_values")
+    cache = given.get("cache_params") if cache is None else cache
     if cache is None:
         return 0
     length = getattr(cache, "get_seq_length", None)
@@ -90,7 +99,9 @@ class Owner:
             return
         for check in self.checks:
             check(module)
-        _under_way_here()[id(self)] = forward_of(self._parameters, args, kwargs)
+        # The cache grows during the forward, so it is read now; the rest when, and if, an edit asks.
+        past = _cached_tokens(_named(self._parameters, args, kwargs))
+        _under_way_here()[id(self)] = partial(forward_of, self._parameters, args, kwargs, past)
 
     def after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Run as a forward hook, also when the forward failed."""
@@ -99,7 +110,11 @@ class Owner:
 
     def forward(self) -> Forward | None:
         """Return what is known of the forward under way in this thread; None outside one."""
-        return _under_way_here().get(id(self))
+        here = _under_way_here()
+        known = here.get(id(self))
+        if isinstance(known, partial):
+            known = here[id(self)] = known()
+        return known
 
     @contextmanager
     def during(self, forward: Forward | None) -> Iterator[None]:
@@ -124,8 +139,8 @@ def owner_of(module: nn.Module) -> Owner:
     return Owner(module) if found is None else found
 
 
-def _under_way_here() -> dict[int, Forward | None]:
-    here: dict[int, Forward | None] | None = getattr(_under_way, "forwards", None)
+def _under_way_here() -> "dict[int, partial[Forward] | Forward | None]":
+    here: dict[int, partial[Forward] | Forward | None] | None = getattr(_under_way, "forwards", None)
     if here is None:
         here = _under_way.forwards = {}
     return here

@@ -54,12 +54,14 @@ class Mount(nn.Module):
     """A dictionary on a module: its input is the activation there, its output what the model goes on with."""
 
     dictionary: SparseCoder
+    _tap: FeatureTap
 
     def __init__(
         self, dictionary: SparseCoder, owner: Owner, *, name: str, detach_error: bool = False, trainable: bool = False
     ) -> None:
         super().__init__()
         self.features = FeatureTap()
+        vars(self)["_tap"] = self.features  # the same, without the detour that nn.Module takes to its children
         self.owner = owner
         self.name = name
         self.detach_error = detach_error
@@ -84,9 +86,9 @@ class Mount(nn.Module):
 
     def is_watched(self) -> bool:
         """A hook, or an nnsight trace under way, wants to see this mount or its features."""
-        if self.features._forward_hooks or self.features._forward_pre_hooks:
+        if self._tap._forward_hooks or self._tap._forward_pre_hooks:
             return True
-        state = vars(self).get("__nnsight__")
+        state = self.__dict__.get("__nnsight__")
         return state is not None and not torch.compiler.is_compiling() and state.active()[0] is not None
 
     def forward(self, y: Tensor, x: Tensor | None = None) -> Tensor:

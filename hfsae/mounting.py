@@ -25,13 +25,14 @@ class Liveness:
 
     def __init__(self, path: str, mount: Mount) -> None:
         self.path = path
+        self.names = path.split(".") if path else []
         self.mount = mount
         self.warned = False
 
     def holds(self, owner: nn.Module) -> bool:
         """Return whether the mount still sits at its path below ``owner``."""
         module: nn.Module | None = owner
-        for name in self.path.split(".") if self.path else ():
+        for name in self.names:
             module = None if module is None else module._modules.get(name)
         return module is not None and _mounted(module, self.mount.name) is self.mount
 

@@ -109,6 +109,8 @@ def pinned(mounts: Sequence[Editable]) -> Scope:
 def plan_for(mount: Editable) -> Plan | None:
     """Return what is to be done at a mount now: its standing edits, then those open here."""
     scope = current()
+    if not scope.planned:
+        return mount.standing
     if any(opening.closed for opening in scope.openings):
         scope = _scope_of(openings())
     for planned in scope.planned:

@@ -1,8 +1,9 @@
-"""Compiled and exported models."""
+"""Compiled and exported models, and what an idle site costs: all that the type checks of the test run would distort."""
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from attach_cases import dictionary, inputs_for, logits, tiny
 import hfsae.hooks
 from hfsae.attach import attach
 
-# The type checks of the test run cannot be traced: these tests run again in a process without them.
+# These tests run again in a process without type checks, which cannot be traced and take time.
 CHECKED = hasattr(hfsae.hooks.capture, "__wrapped__")
 unchecked = pytest.mark.skipif(CHECKED, reason="runs in a process without type checks")
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning", "ignore::FutureWarning")
@@ -65,12 +66,26 @@ def test_an_exported_model_keeps_its_splice():
         torch.testing.assert_close(exported.module()(**inputs, use_cache=False).logits, expected)
 
 
+@unchecked
+def test_an_idle_site_costs_at_most_three_microseconds_of_cpu_time():
+    bare, sited, x = torch.nn.Identity(), torch.nn.Identity(), torch.randn(1, 128, 32)
+
+    def microseconds(module):
+        start = time.thread_time_ns()
+        for _ in range(1000):
+            module(x)
+        return (time.thread_time_ns() - start) / 1e6
+
+    with attach(torch.nn.ModuleDict({"site": sited}), module="site", sae=dictionary()):
+        assert min(microseconds(sited) for _ in range(30)) - min(microseconds(bare) for _ in range(30)) <= 3
+
+
 @pytest.mark.skipif(not CHECKED, reason="this is that process")
-def test_compiled_models_in_a_process_without_type_checks():
+def test_all_this_in_a_process_without_type_checks():
     root = Path(__file__).parents[1]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "addopts=", __file__]
     done = subprocess.run(
         command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "3 passed" in done.stdout
+    assert "4 passed" in done.stdout
