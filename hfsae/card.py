@@ -45,7 +45,7 @@ _CONDITIONS = (
     "seed",
     "date",
 )
-_EXAMPLES = 40
+_EXAMPLES = 50
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,15 +1,19 @@
 """The shipped dictionary's index: found with no option, small, and about that dictionary."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
 from hfsae.attach import attach
 from hfsae.cli.features import features
-from hfsae.default import FILES, load_default, load_index
+from hfsae.default import FILES, default_texts, load_default, load_index
 from hfsae.dictionary import SAE
-from hfsae.features import FeatureIndex
+from hfsae.features import FeatureIndex, rule_f1
 
 FOLDER = FILES / "resid_post.layer_2"
+CARD = Path(__file__).parents[1] / "model_cards" / "stdlib-gpt2.md"
 RAISE = 3707
 
 
@@ -26,7 +30,7 @@ def test_it_is_the_one_beside_the_dictionary(index):
     assert str(found[RAISE]) == str(index[RAISE])
     with attach(load_default()[0], layer=2) as attachment:
         assert FeatureIndex.of(attachment.dictionary) is not None
-    assert {i: text for i, (text, _) in index.labels.items()} == {i: x.text for i, x in dictionary.labels.items()}
+    assert all(index[i].label == label.text for i, label in dictionary.labels.items())
 
 
 def test_it_is_small_and_knows_every_living_feature(index):
@@ -46,6 +50,27 @@ def test_its_contexts_are_where_the_feature_fires(index):
         model(**batch)
     # The model now reads an excerpt where it read the file: the strengths differ, the places do not.
     assert (record.at([RAISE])[..., 0].amax(1) > 5).all()
+
+
+def test_listed_labels_predict_firing_on_text_the_dictionary_did_not_learn_from(index):
+    examples = json.loads((FOLDER / "eval.json").read_text())["examples"]
+    listed = {x["feature"]: x["held_out_f1"] for x in examples if x["source"] == "automatic"}
+    assert len(listed) >= 20
+    assert min(listed.values()) >= 0.7
+    card = CARD.read_text()
+    assert all(f"\n| {feature} | " in card for feature in listed)
+    model, tokenizer = load_default()
+    with attach(model, layer=2) as attachment:
+        f1 = rule_f1(attachment, index, default_texts("validation")[::3], tokenizer=tokenizer, max_tokens=40_000)
+    # A thirteenth of the text: single features vary, most labels hold.
+    assert sum(float(f1[feature]) >= 0.7 for feature in listed) >= 20
+
+
+def test_automatic_labels_are_those_of_the_rules(index):
+    labels = SAE.from_pretrained(FOLDER).labels
+    automatic = {i: label.text for i, label in labels.items() if label.source == "automatic"}
+    assert len(automatic) > 1_000
+    assert all(index.rules[i].text(index.vocabulary) == text for i, text in automatic.items())
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,13 @@ from html import escape
 
 from hfsae.features.contexts import LEFT
 
-_STYLE = (
+STYLE = (
     ".hfsae-card{font:14px/1.5 system-ui,sans-serif;max-width:60rem}"
     ".hfsae-card code{white-space:pre-wrap;overflow-wrap:anywhere;display:block;padding:.15rem 0}"
     ".hfsae-card span[data-f]{background:rgba(230,159,0,var(--a));border-radius:3px}"
     ".hfsae-card b{text-decoration:underline}"
-    ".hfsae-card ul{padding-left:1.2rem}"
 )
+"""How cards look; the tint of a token shows on light and on dark."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Example:
             text = escape(token.replace("\n", "⏎\n"))
             text = f"<b>{text}</b>" if i == self.at else text
             share = f / maximum if maximum else 0.0
-            spans.append(f'<span data-f style="--a:{share:.2f}" title="{f:.3g}">{text}</span>' if f else text)
+            spans.append(f'<span data-f style="--a:{share:.2g}" title="{f:.3g}">{text}</span>' if f else text)
         return f"<code>{''.join(spans)}</code>"
 
 
@@ -92,6 +92,10 @@ class FeatureCard:
 
     def to_html(self) -> str:
         """Return the card as HTML that stands alone; all text in it is escaped."""
+        return f"<style>{STYLE}</style>{self.to_plain_html()}"
+
+    def to_plain_html(self) -> str:
+        """Return it as HTML for a page that holds the style of cards."""
         source = self.label_source + (f", F1 {self.f1:.2f}" if self.f1 is not None else "")
         parts = [
             f"<h2>Feature {self.feature}</h2>",
@@ -102,13 +106,11 @@ class FeatureCard:
             _tokens("Suppresses", self.suppressed),
         ]
         if self.neighbours:
-            shown = ", ".join(
-                f'<a href="#{i}" data-feature="{i}">{i}</a> {cosine:.2f}' for i, cosine in self.neighbours
-            )
+            shown = ", ".join(f'<a href="#{i}">{i}</a> {cosine:.2f}' for i, cosine in self.neighbours)
             parts.append(f"<p>Nearest: {shown}</p>")
         for title, examples in (("Strongest contexts", self.top), ("Random contexts, weak to strong", self.samples)):
             parts.append(f"<h3>{title}</h3>" + "".join(example.to_html(self.max) for example in examples))
-        return f'<style>{_STYLE}</style><div class="hfsae-card">{"".join(part for part in parts if part)}</div>'
+        return f'<div class="hfsae-card">{"".join(parts)}</div>'
 
     def _repr_html_(self) -> str:
         return self.to_html()
@@ -132,13 +134,10 @@ def _histogram(counts: tuple[int, ...]) -> str:
     if not filled:
         return ""
     first, last, most = filled[0], filled[-1], max(counts)
-    heights = [40 * counts[i] / most for i in range(first, last + 1)]
-    bars = "".join(
-        f'<rect x="{8 * i}" y="{40 - height:.1f}" width="7" height="{height:.1f}"/>' for i, height in enumerate(heights)
-    )
+    bars = (f"M{8 * i} 40v-{40 * counts[first + i] / most:.1f}h7V40" for i in range(last - first + 1))
     title = f"Firings by strength, {2 ** (first / 2 - 10):.3g} to {2 ** ((last + 1) / 2 - 10):.3g}"
     width = 8 * (last - first + 1)
     return (
         f'<svg viewBox="0 0 {width} 40" width="{width}" height="40" fill="currentColor" role="img">'
-        f"<title>{title}</title>{bars}</svg>"
+        f'<title>{title}</title><path d="{"".join(bars)}"/></svg>'
     )
