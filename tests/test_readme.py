@@ -1,6 +1,7 @@
 """Every snippet of the README runs: Python as it stands, commands through the command line itself."""
 
 import re
+import runpy
 import shlex
 import subprocess
 import sys
@@ -43,7 +44,9 @@ def test_python_snippet_runs(number, stand_in, tmp_path, monkeypatch):
     code = snippets("python")[number]
     code = code.replace("openai-community/gpt2", str(stand_in / "model"))
     code = code.replace("owner/repo", str(stand_in / "dictionary"))
-    exec(compile(code, f"README snippet {number}", "exec"), {"__name__": "readme"})
+    script = tmp_path / f"snippet_{number}.py"
+    script.write_text(code)
+    runpy.run_path(str(script))  # from a file: nnsight reads the source of what it traces
 
 
 COMMANDS = [line for block in snippets("console") for line in block.splitlines() if line.startswith("$ hfsae ")]
