@@ -2,8 +2,9 @@
 
 1. The dictionary is spliced in at its own place and evaluated.
 2. The figures are compared with those recorded beside it, or else with what any dictionary that fits reaches.
-3. Where they are worse, the same tokens are read at every other site of that width, and with the activations scaled, to
-   say where, or how, it would fit.
+3. Where they are worse, or nothing is recorded, the same tokens are read at every other site of that width, and with
+   the activations scaled, to say where, or how, it would fit better: neighbouring layers are alike, so that a
+   dictionary at the wrong one is not bad enough to be noticed alone.
 """
 
 import math
@@ -83,7 +84,8 @@ def check(  # noqa: PLR0913 - what, where and how strictly, all but the first th
     with attach(model, sae=sae, force=True, name="hfsae_check") as attachment:
         found = evaluate(attachment, texts, tokenizer=tokenizer, max_tokens=max_tokens, progress=False)
     problems = [*_of_base_model(model, sae), *_against(found, known, tolerance)]
-    if (found.fvu > _POOR or _is_worse(found.fvu, known.get("fvu"), tolerance)) and not sae.config.is_transcoder:
+    proved = "fvu" in known and found.fvu <= _POOR and not _is_worse(found.fvu, known["fvu"], tolerance)
+    if not proved and not sae.config.is_transcoder:
         problems += _where_it_fits(model, sae, texts, tokenizer, max_tokens)
     return Fit(found, tuple(problems))
 

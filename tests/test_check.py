@@ -1,10 +1,13 @@
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from hfsae.attach import attachments
+from hfsae.attach import attach, attachments
 from hfsae.check import check
+from hfsae.default import default_texts, load_default
 from hfsae.dictionary import SAE
 from hfsae.errors import InvalidValue
 from hfsae.hooks import capture
@@ -83,3 +86,21 @@ def test_figures_beside_the_dictionary_are_compared_with(tiny_gpt2, fitting, tex
 def test_negative_tolerance_is_refused(tiny_gpt2, fitting, texts):
     with pytest.raises(InvalidValue, match=r"tolerance=-1.0 is negative"):
         check(tiny_gpt2, fitting, texts, tolerance=-1.0)
+
+
+def test_wrong_layer_is_named_with_nothing_recorded_to_compare_with():
+    model, tokenizer = load_default()
+    at_two, at_one = (attach(model, layer=layer).dictionary for layer in (2, 1))
+    for sae in (at_two, at_one):
+        assert check(model, moved(sae), default_texts("validation"), tokenizer=tokenizer, max_tokens=1000).ok
+    fit = check(model, moved(at_two, layer=1), default_texts("validation"), tokenizer=tokenizer, max_tokens=1000)
+    assert "It fits at resid_post.layer_2" in fit.problems[0]
+
+
+def test_command_ends_with_1_where_it_does_not_fit(tmp_path):
+    model, _ = load_default()
+    folder = moved(attach(model, layer=2).dictionary, layer=1).save_pretrained(tmp_path)
+    command = [sys.executable, "-m", "hfsae", "check", str(folder), "--max-tokens", "500"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "It does not fit:\n  - It fits at resid_post.layer_2" in done.stdout

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hfsae.cli import convert, demo, evaluate, features, info, push, steer, train
+from hfsae.cli import check, convert, demo, evaluate, features, info, push, steer, train
 from hfsae.errors import HfsaeError
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "features": features.features,
     "steer": steer.steer,
     "eval": evaluate.evaluate,
+    "check": check.check,
     "train": train.train,
     "push": push.push,
     "convert": convert.convert,
