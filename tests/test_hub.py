@@ -6,7 +6,8 @@ import torch
 from hub_stand_in import running_hub
 from safetensors.torch import load_file, save, save_file
 
-from hfsae import hub
+from hfsae import FeatureIndex, attach, hub
+from hfsae.default import load_default, load_index
 from hfsae.dictionary import SAE
 from hfsae.errors import CheckpointError, CheckpointNotFound, HfsaeWarning, HubError, InvalidValue
 from hfsae.formats import native
@@ -424,6 +425,16 @@ def test_evaluation_and_index_are_published_with_the_dictionary_and_fetched_on_r
     folder = hub.fetch("me/sae", layer=3, beside=native.FEATURE_INDEX_FILES)
     assert (folder / "index" / "index.json").read_text() == '{"tokens": 9}'
     assert folder == hub.fetch("me/sae", layer=3, local_files_only=True, beside=native.FEATURE_INDEX_FILES)
+
+
+def test_published_index_is_read_from_the_hub(loopback):
+    model, _ = load_default()
+    sae, index = attach(model, layer=2).dictionary, load_index()
+    sae.push_to_hub("me/sae", token=TOKEN, index=index)
+    assert FeatureIndex.load("me/sae", layer=2)[3707].top == index[3707].top
+    attach(model, layer=1).dictionary.push_to_hub("me/sae", token=TOKEN)
+    with pytest.raises(CheckpointNotFound, match=r"'me/sae' holds no feature index of 'resid_post.layer_1'"):
+        FeatureIndex.load("me/sae", layer=1)
 
 
 def test_saving_the_same_weights_again_keeps_what_was_measured_of_them(tmp_path):

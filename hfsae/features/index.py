@@ -16,12 +16,13 @@ from hfsae.features.collecting import SAMPLE_RANGES, Collected, from_tensors, me
 from hfsae.features.contexts import Contexts
 from hfsae.features.labelling import AUTOMATIC, Rule, best_rules, rules_from_tensors, rules_to_tensors
 from hfsae.features.searching import pattern_of, score
-from hfsae.features.storing import FACTS, read_index, write_index
+from hfsae.features.storing import FACTS, located, read_index, write_index
 from hfsae.features.trimming import trimmed_counts, trimmed_weights
+from hfsae.formats import native
 from hfsae.sae.base import SparseCoder
 
 FORMAT_VERSION = 1
-FOLDER = "index"
+FOLDER = native.FEATURE_INDEX
 """Name of an index's folder beside the files of its dictionary."""
 _SHOWN_TOKENS, _SHOWN_SAMPLES, _SHOWN_NEIGHBOURS = 8, 12, 6
 
@@ -165,12 +166,16 @@ class FeatureIndex:
         write_index(Path(folder), facts, tensors, packed=packed)
 
     @staticmethod
-    def load(folder: str | Path) -> "FeatureIndex":
-        """Read an index that `save` wrote.
+    def load(source: str | Path, **which: Any) -> "FeatureIndex":
+        """Read an index that `save` wrote, or that was published with a dictionary.
 
+        Args:
+            source: Its folder, or the Hub id of the repository that holds the dictionary.
+            which: Of a repository, which dictionary: ``layer``, ``site``, ``subfolder``, ``revision``, ``token``
+                and what else `SAE.from_pretrained` takes for a repository.
         Raises: CheckpointError, CheckpointNotFound: when a file is missing or damaged, by name.
         """
-        path = Path(folder)
+        path = located(source, which)
         facts, tensors = read_index(path)
         version = facts.get("format_version")
         if version != FORMAT_VERSION:

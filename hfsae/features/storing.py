@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfsae.errors import CheckpointError
+from hfsae import hub
+from hfsae.errors import CheckpointError, CheckpointNotFound
+from hfsae.formats import native
 from hfsae.formats.files import read_json, write_folder_atomically
 from hfsae.formats.safetensors_io import read_tensors, write_tensors
 
@@ -56,6 +58,22 @@ def read_index(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             return facts, _widened(read_tensors(unpacked))
         except CheckpointError as error:
             raise CheckpointError(f"{folder / PACKED}, unpacked: {error}") from error
+
+
+def located(source: str | Path, which: Mapping[str, Any]) -> Path:
+    """Return the folder of an index: the one named, or fetched from beside a dictionary on the Hub.
+
+    Raises: CheckpointNotFound: when the repository holds no such dictionary, or no index of it.
+    """
+    folder = Path(source).expanduser()
+    if isinstance(source, Path) or folder.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        return folder
+    dictionary = hub.fetch(source, beside=native.FEATURE_INDEX_FILES, **which)
+    if not (dictionary / native.FEATURE_INDEX / FACTS).is_file():
+        raise CheckpointNotFound(
+            f"{source!r} holds no feature index of {dictionary.name!r}. Make one with hfsae.index_features."
+        )
+    return dictionary / native.FEATURE_INDEX
 
 
 def _unpacked(path: Path, size: object) -> bytes:
