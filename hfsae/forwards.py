@@ -43,7 +43,7 @@ class Forward:
     """Several prompts lie end to end in one row (continuous batching)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Generation:
     """What a call of ``generate`` is doing."""
 
@@ -51,6 +51,10 @@ class Generation:
     """Columns of the prompt; None while the encoder reads it."""
     expand: int = 1
     """Rows that each prompt was repeated to: beams, or returned sequences."""
+    attention_mask: Tensor | None = None
+    """Of a decoder's tokens so far, ``[batch, past + seq]``; None says that all are real."""
+    columns: int | None = None
+    """Tokens so far in each row, those of this forward included; None where its decoding loop does not say."""
 
 
 def forward_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, Any], past: Past) -> Forward:
@@ -149,13 +153,15 @@ def _under_way_here() -> "dict[int, partial[Forward] | Forward | None]":
 def generation_under_way() -> Generation | None:
     """Return what the outermost ``generate`` on this thread's call stack is doing; None outside one."""
     code = _generate_code()
-    found: FrameType | None = None
     frame: FrameType | None = sys._getframe() if code is not None else None
+    generating: FrameType | None = None
+    decoding: FrameType | None = None
     while frame is not None:
-        if frame.f_code is code:
-            found = frame
-        frame = frame.f_back
-    return None if found is None else _read_generation(found.f_locals)
+        above = frame.f_back
+        if above is not None and above.f_code is code:
+            generating, decoding = above, decoding or frame
+        frame = above
+    return None if generating is None or decoding is None else _read_generation(generating.f_locals, decoding.f_locals)
 
 
 def _generate_code() -> CodeType | None:
@@ -163,11 +169,17 @@ def _generate_code() -> CodeType | None:
     return None if module is None else inspect.unwrap(module.GenerationMixin.generate).__code__
 
 
-def _read_generation(names: dict[str, Any]) -> Generation:
+def _read_generation(names: dict[str, Any], decoding: dict[str, Any]) -> Generation:
+    """Read it off the variables of ``generate``, and of the innermost decoding loop that it called."""
     prompt = names.get("input_ids_length")
     if prompt is None:
         return Generation()
     if names["model_input_name"] == "inputs_embeds" and not names["self"].config.is_encoder_decoder:
         prompt = max(prompt, names["inputs_tensor"].shape[1])
-    config = names["generation_config"]
-    return Generation(prompt, max(config.num_beams or 1, config.num_return_sequences or 1))
+    config, ids = names["generation_config"], decoding.get("input_ids")
+    return Generation(
+        prompt,
+        max(config.num_beams or 1, config.num_return_sequences or 1),
+        None if names["self"].config.is_encoder_decoder else decoding.get("model_kwargs", {}).get("attention_mask"),
+        decoding.get("cur_len", None if ids is None else ids.shape[1]),
+    )

@@ -40,6 +40,13 @@ class Tokens:
         """What `generate` is doing, if it is."""
         return None if torch.compiler.is_compiling() else generation_under_way()
 
+    @cached_property
+    def mask(self) -> Tensor | None:
+        """The attention mask: what the forward was given or, where its cache does not count, what `generate` holds."""
+        if self.forward.attention_mask is None and self.forward.past is None and self.generation is not None:
+            return self.generation.attention_mask
+        return self.forward.attention_mask
+
     @property
     def expand(self) -> int:
         """How many rows `generate` makes of each prompt."""
@@ -85,13 +92,17 @@ class Tokens:
 
     @cached_property
     def past(self) -> int | Tensor | None:
-        mask = self.forward.attention_mask
-        return mask.shape[1] - self.shape[-1] if mask is not None and mask.ndim == 2 else self.forward.past
+        """Columns before this forward's; None where nothing tells."""
+        if self.mask is not None and self.mask.ndim == 2:
+            return self.mask.shape[1] - self.shape[-1]
+        if self.forward.past is None and self.generation is not None and self.generation.columns is not None:
+            return self.generation.columns - self.shape[-1]
+        return self.forward.past
 
     @cached_property
     def real(self) -> Tensor | None:
         """Which tokens are real, ``[batch, seq]``; None when all are."""
-        mask = self.forward.attention_mask
+        mask = self.mask
         if mask is None or mask.ndim != 2 or mask.shape[1] < self.shape[-1] or mask.shape[0] != self.shape[0]:
             return None
         return mask[:, mask.shape[1] - self.shape[-1] :].to(self.device) != 0
@@ -99,7 +110,7 @@ class Tokens:
     @cached_property
     def positions(self) -> Tensor:
         """Position of each token among the real ones, ``[batch, seq]`` or ``[1, seq]``; of padding: meaningless."""
-        mask, ids = self.forward.attention_mask, self.forward.position_ids
+        mask, ids = self.mask, self.forward.position_ids
         if mask is not None and mask.ndim == 2:
             return self._real_so_far[:, -self.shape[-1] :] - 1
         if ids is not None:
@@ -113,8 +124,8 @@ class Tokens:
 
     @cached_property
     def _real_so_far(self) -> Tensor:
-        assert self.forward.attention_mask is not None
-        return (self.forward.attention_mask != 0).to(self.device).long().cumsum(-1)
+        assert self.mask is not None
+        return (self.mask != 0).to(self.device).long().cumsum(-1)
 
     @cached_property
     def prompt_columns(self) -> int | None:
@@ -127,7 +138,7 @@ class Tokens:
     @cached_property
     def from_end(self) -> Tensor:
         """Position counted from the end of the prompt, whose last real token is -1; generated tokens are >= 0."""
-        prompt, mask = self.prompt_columns, self.forward.attention_mask
+        prompt, mask = self.prompt_columns, self.mask
         if prompt is None:
             return torch.zeros_like(self.columns)[None]
         if mask is not None and mask.ndim == 2:

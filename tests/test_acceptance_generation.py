@@ -67,7 +67,7 @@ def test_values_for_another_number_of_rows_are_refused():
         assert torch.equal(logits(model, inputs), bare)
 
 
-@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "bloom"])
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3", "bloom", "mamba"])
 def test_positions_mean_the_same_tokens_with_and_without_the_cache(family):
     model, ids = tiny(family), inputs_for(family)["input_ids"]
     with attach(model, 1, sae=dictionary()) as att:
@@ -93,18 +93,31 @@ def test_positions_mean_the_same_tokens_with_and_without_the_cache(family):
 def test_positions_that_a_model_cannot_count_are_refused():
     model, inputs = tiny("mamba"), inputs_for("mamba")
     with attach(model, 1, sae=dictionary()) as att:
-        with pytest.raises(Unsupported, match="how many tokens came before"), att.steer(3, 1.0, phase="generated"):
-            generate(model, inputs["input_ids"])
         with att.steer(3, 1.0, positions=[2]) as edit:
-            model(**inputs)
+            states = model(**inputs, use_cache=True).cache_params
+        assert edit.tokens_met == 2
+        following = {"input_ids": inputs["input_ids"][:, :1], "cache_params": states}
+        with pytest.raises(Unsupported, match="how many tokens came before"), att.steer(3, 1.0, positions=[11]):
+            model(**following)
+        with att.steer(3, 1.0, positions=[10]) as edit:
+            model(**following, attention_mask=torch.ones(2, 11))
         assert edit.tokens_met == 2
 
 
-def test_padding_on_either_side_changes_nothing():
-    model, ids = tiny("llama"), inputs_for("llama", batch=1)["input_ids"]
+@pytest.mark.parametrize("family", ["gpt2", "mamba"])
+def test_positions_of_beams_mean_the_same_tokens_with_and_without_the_cache(family):
+    model, ids = tiny(family), inputs_for(family)["input_ids"]
+    with attach(model, 1, sae=dictionary()) as att, att.steer(3, torch.tensor([2.0, 9.0]), positions=[0, 4, 11, 12]):
+        cached = generate(model, ids, num_beams=3)
+        assert torch.equal(generate(model, ids, num_beams=3, use_cache=False), cached)
+
+
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_padding_on_either_side_changes_nothing(family):
+    model, ids = tiny(family), inputs_for(family, batch=1)["input_ids"]
     padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), ids], 1)
     mask = (torch.arange(14) >= 4).long()[None]
-    both = torch.cat([padded, inputs_for("llama", batch=1, length=14)["input_ids"]])
+    both = torch.cat([padded, inputs_for(family, batch=1, length=14)["input_ids"]])
     with attach(model, 1, sae=dictionary()) as att:
         for where in ({}, {"positions": [0, 3]}, {"positions": [-1, 11]}, {"positions": slice(2, -3)}):
             with att.steer(3, 6.0, **where) as edit:
