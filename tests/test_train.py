@@ -177,6 +177,27 @@ def test_dead_features_are_counted_in_expected_firings_and_start_again():
     torch.testing.assert_close(recipe.W_dec[5].norm(), torch.tensor(1.0))
 
 
+def test_dead_features_that_are_silent_on_all_tokens_are_woken():
+    recipe = RECIPES["topk"](Shape(8, 32, 8), TrainConfig(d_sae=32, k=2))
+    recipe.b_enc.data[5] = -9
+    dead = DeadFeatures(DeadConfig(), 32, 2.0)
+    x, error = torch.randn(2, 256, 8, generator=torch.Generator().manual_seed(0)).unbind()
+    dead.aux_loss(recipe, x, error, torch.tensor([5])).backward()
+    assert recipe.b_enc.grad[5] != 0
+    assert recipe.W_enc.grad[5].norm() > 0
+    assert recipe.W_enc.grad[4].norm() == 0
+
+
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ("topk", "matching_pursuit")])
+def test_settling_keeps_what_fires_at_the_l0_that_was_there(architecture, x):
+    recipe = RECIPES[architecture](Shape(24, 64, 24), TrainConfig(d_sae=64, k=3, architecture=architecture))
+    sample = x[:2048] / x.square().sum(1).mean().sqrt()
+    coefficient = recipe.settle(sample)
+    terms = recipe(sample, sample, Moment(1.0, torch.tensor(coefficient)))
+    torch.testing.assert_close(terms.l0, torch.tensor(3.0), rtol=0.01, atol=0)
+    assert (coefficient > 0) == recipe.controlled
+
+
 def test_learning_rate_rises_holds_and_falls():
     rates = [learning_rate_factor(step, 100, 0.1, 0.2) for step in range(100)]
     assert rates[0] == pytest.approx(0.1)
@@ -259,15 +280,15 @@ def test_config_parts_refuse_what_cannot_work():
 
 
 def test_config_round_trips_and_names_unknown_fields():
-    config = TrainConfig(k=5, optimizer=OptimizerConfig(clip=2.0), recipe={"batch_from": 0.5})
+    config = TrainConfig(k=5, optimizer=OptimizerConfig(clip=2.0), recipe={"start": 0.5})
     assert TrainConfig.from_dict(config.to_dict()) == config
     with pytest.raises(InvalidValue, match="Did you mean 'tokens'"):
         TrainConfig.from_dict({"token": 3})
 
 
 def test_recipes_name_settings_they_do_not_have(x):
-    with pytest.raises(InvalidValue, match=r"no setting 'batch_form'.*batch_from"):
-        train(activations=x, config=quick(architecture="batchtopk", recipe={"batch_form": 0.5}), progress=False)
+    with pytest.raises(InvalidValue, match=r"no setting 'strat'.*start"):
+        train(activations=x, config=quick(architecture="batchtopk", recipe={"strat": 0.5}), progress=False)
     with pytest.raises(InvalidValue, match="loss='tan'"):
         train(activations=x, config=quick(architecture="jumprelu", recipe={"loss": "tan"}), progress=False)
 

@@ -4,7 +4,9 @@
    times. The clock counts tokens on the device; it is read every few steps, never in each.
 2. Early in the run, dead features start again from the error of tokens that are explained badly. So does, of each pair
    of features with nearly the same direction and encoder, the one that fires less.
-3. Later, dead features explain together what the living leave over (AuxK), which pulls them in without a jump.
+3. Later, dead features explain together what the living leave over (AuxK), which pulls them in without a jump. There
+   each is lifted until it is above 0 on its share of the tokens: most dead features are below 0 on all of them, where a
+   loss behind a ReLU has no gradient that could wake them.
 """
 
 import torch
@@ -34,8 +36,9 @@ class DeadFeatures(nn.Module):
 
     def __init__(self, config: DeadConfig, d_sae: int, l0: float) -> None:
         super().__init__()
-        self.config, self.l0 = config, l0
-        self.limit = config.after_firings * d_sae / l0
+        self.config = config
+        self._share = l0 / d_sae
+        self.limit = config.after_firings / self._share
         self.register_buffer("idle", torch.zeros(d_sae, dtype=torch.int64))
         self.register_buffer("rate", torch.zeros(d_sae))
 
@@ -54,7 +57,7 @@ class DeadFeatures(nn.Module):
         self, recipe: Recipe, x: Tensor, error: Float[Tensor, "batch d_out"], dead: Int[Tensor, " dead"]
     ) -> Tensor:
         """Return the weighted loss by which those features alone explain the error, at most d_in / 2 a token."""
-        z = functional.linear(recipe.centred(x), recipe.W_enc[dead], recipe.b_enc[dead]).relu()
+        z = _unsilenced(functional.linear(recipe.centred(x), recipe.W_enc[dead], recipe.b_enc[dead]), self._share)
         most = max(recipe.shape.d_in // 2, 1)
         if len(dead) > most:
             floor = z.detach().topk(most, dim=1, sorted=False).values.amin(1, keepdim=True)
@@ -100,3 +103,10 @@ class DeadFeatures(nn.Module):
             first = (self.rate > rate) | ((self.rate == rate) & (ids < ids[part, None]))
             found.append((near & first).any(1).nonzero().flatten() + start)
         return torch.cat(found)
+
+
+def _unsilenced(z: Float[Tensor, "batch dead"], share: float) -> Float[Tensor, "batch dead"]:
+    """Return ReLU of pre-activations, each feature lifted where it is above 0 on less than its share of tokens."""
+    own = min(max(round(share * len(z)), 1), len(z) - 1)
+    floor = z.detach().topk(own + 1, dim=0, sorted=False).values.amin(0)
+    return (z - floor.clamp(max=0)).relu()

@@ -4,6 +4,10 @@ A recipe works on scaled activations (mean squared norm 1) and minimises
 
     FVU of the batch + what the architecture adds + what dead features are for (dead_features.py)
 
+Whatever the architecture, features are found by TopK codes (`start`, a share of the run): there each token has its k,
+so that none is starved by others or by a sparsity loss, and a step is cheap. Then the recipe settles: it takes over its
+own codes, with the threshold and the coefficient at which as many fire as before.
+
 `tensors` gives the weights of the dictionary it has become; calibration.py undoes the scaling. The recipes themselves,
 one for each architecture, are in recipes.py.
 """
@@ -20,6 +24,7 @@ from torch.nn import functional
 from hfsae.errors import InvalidValue, did_you_mean
 from hfsae.sae import losses
 from hfsae.sae.kernels import gather_decode, preactivations_at, products_at, topk_scan
+from hfsae.train.calibration import threshold_for
 from hfsae.train.config import TrainConfig
 
 _SPARE = 4
@@ -92,6 +97,8 @@ class Recipe(nn.Module):
 
     settings: ClassVar[dict[str, Any]] = {}
     """What `TrainConfig.recipe` may set, with the defaults."""
+    start: ClassVar[float] = 1.0
+    """Default of the setting "start": the share of the run that has TopK codes."""
     controlled: ClassVar[bool] = False
     """Whether L0 is held by a controller on a coefficient."""
     calibrated: ClassVar[bool] = False
@@ -141,7 +148,26 @@ class Recipe(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], moment: Moment) -> Terms:
         """Return the losses of a batch: x is encoded, y reconstructed (the same tensor unless it transcodes)."""
+        if moment.progress < self.options["start"]:
+            return self.sparse_terms(*self.strongest(x, round(self.k)), x, y)
+        return self.own_terms(x, y, moment)
+
+    def own_terms(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Return the losses of a batch by the architecture's own codes."""
+        return self.sparse_terms(*self.own_codes(x), x, y)
+
+    def own_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the architecture's own codes where they are sparse: values and features, in slots."""
         raise NotImplementedError
+
+    def threshold_now(self, x: Tensor) -> Tensor:
+        """Return the threshold above which as many features fire on a batch as are wanted."""
+        return threshold_for(Recipe.tensors(self), x, self.k)
+
+    @torch.no_grad()
+    def settle(self, x: Float[Tensor, "batch d_in"]) -> float:
+        """Begin with codes of its own; return the sparsity coefficient under which they stay as sparse as they are."""
+        return 0.0
 
     def __call__(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
         """Run `forward`."""
@@ -149,7 +175,7 @@ class Recipe(nn.Module):
         return terms
 
     @torch.no_grad()
-    def constrain(self) -> None:
+    def constrain(self, moment: Moment) -> None:
         """Bring the weights back to where they are allowed, after each step: decoder rows of length 1."""
         self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8))
 
@@ -186,12 +212,13 @@ def chosen_options(recipe: type[Recipe], config: TrainConfig) -> dict[str, Any]:
 
     Raises: InvalidValue: for a setting that the recipe does not have.
     """
+    known = {"start": recipe.start, **recipe.settings}
     for name in config.recipe:
-        if name not in recipe.settings:
+        if name not in known:
             raise InvalidValue(
-                f"{config.architecture!r} has no setting {name!r} in its recipe.{did_you_mean(name, recipe.settings)}"
+                f"{config.architecture!r} has no setting {name!r} in its recipe.{did_you_mean(name, known)}"
             )
-    return {**recipe.settings, **config.recipe}
+    return {**known, **config.recipe}
 
 
 def _scans_in_bf16(W_enc: Tensor) -> bool:

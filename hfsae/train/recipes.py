@@ -16,8 +16,6 @@ from hfsae.train.recipe import Moment, Recipe, Shape, Terms
 
 _SHORTLIST = 4
 """Candidates of a token in a batch-wide selection, as a multiple of the mean number kept."""
-_SOFT_START = 0.5
-"""Share of the steps over which the L0 aimed at falls from half of all features to the target."""
 
 
 class TopK(Recipe):
@@ -26,36 +24,25 @@ class TopK(Recipe):
     Source: Gao et al. 2024, arXiv:2406.04093.
     """
 
-    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
-        """Return the terms of a batch."""
-        values, indices = self.strongest(x, round(self.k))
-        return self.sparse_terms(values, indices, x, y)
-
 
 class BatchTopK(Recipe):
     """The largest pre-activations of the whole batch, k a token on average.
 
-    From the start it gets stuck for good with half of its features, so most of the run keeps k for each token.
+    From the start it gets stuck for good with half of its features.
 
     Source: Bussmann et al. 2024, arXiv:2412.06410. The start as TopK is ours.
     """
 
-    settings: ClassVar[dict[str, Any]] = {"batch_from": 0.8}
+    start = 0.8
     calibrated = True
 
-    def codes(self, x: Tensor, moment: Moment) -> tuple[Tensor, Tensor]:
-        """Return values and features, in slots of which some may be 0."""
-        if moment.progress < self.options["batch_from"]:
-            return self.strongest(x, round(self.k))
+    def own_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and features, in slots of which some are 0."""
         slots = min(round(_SHORTLIST * self.k), self.shape.d_sae)
         values, indices = self.strongest(x, slots)
         kept = round(self.k * len(x))
         floor = values.detach().flatten().topk(min(kept, values.numel()), sorted=False).values.amin()
         return values * (values >= floor), indices
-
-    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
-        """Return the terms of a batch."""
-        return self.sparse_terms(*self.codes(x, moment), x, y)
 
 
 class Matryoshka(BatchTopK):
@@ -64,7 +51,7 @@ class Matryoshka(BatchTopK):
     Source: Bussmann et al. 2025, arXiv:2503.17547.
     """
 
-    settings: ClassVar[dict[str, Any]] = {**BatchTopK.settings, "group_sizes": None}
+    settings: ClassVar[dict[str, Any]] = {"group_sizes": None}
 
     def __init__(self, shape: Shape, config: TrainConfig) -> None:
         super().__init__(shape, config)
@@ -74,10 +61,9 @@ class Matryoshka(BatchTopK):
                 f"group_sizes={self.group_sizes} do not fit. They must be positive and sum to d_sae={shape.d_sae}."
             )
 
-    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
-        """Return the terms of a batch."""
-        values, indices = self.codes(x, moment)
-        terms = self.sparse_terms(values, indices, x, y)
+    def sparse_terms(self, values: Tensor, indices: Tensor, x: Tensor, y: Tensor) -> Terms:
+        """Return the terms of codes, each prefix a reconstruction of its own."""
+        terms = super().sparse_terms(values, indices, x, y)
         prefixes = []
         for stop in list(accumulate(self.group_sizes))[:-1]:
             x_hat = gather_decode(values * (indices < stop), indices, self.W_dec, None) + self.base(x)
@@ -93,13 +79,21 @@ class Matryoshka(BatchTopK):
 class MatchingPursuit(Recipe):
     """k features, each picked on what the earlier ones left over.
 
-    Source: Costa et al. 2025, arXiv:2506.03093.
+    Source: Costa et al. 2025, arXiv:2506.03093. The start as TopK is ours: k times as fast.
     """
 
-    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
-        """Return the terms of a batch."""
-        values, indices = matching_pursuit(self.centred(x), self.W_enc, self.b_enc, self.W_dec, round(self.k))
-        return self.sparse_terms(values, indices, x, y)
+    start = 0.8
+
+    def own_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return values and features, one slot each."""
+        return matching_pursuit(self.centred(x), self.W_enc, self.b_enc, self.W_dec, round(self.k))
+
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> float:
+        """Read along the directions that are written: what a pick takes off is then all there is of it."""
+        self.W_enc.copy_(self.W_dec)
+        self.b_enc.zero_()
+        return 0.0
 
 
 class Standard(Recipe):
@@ -109,24 +103,28 @@ class Standard(Recipe):
     """
 
     settings: ClassVar[dict[str, Any]] = {"unit_decoder": False}
+    start = 0.6
     controlled = True
 
-    def preactivations(self, x: Tensor) -> Tensor:
-        """Return ``z``, dense."""
-        return functional.linear(self.centred(x), self.W_enc, self.b_enc)
-
-    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+    def own_terms(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
         """Return the terms of a batch."""
-        f = self.preactivations(x).relu()
+        f = functional.linear(self.centred(x), self.W_enc, self.b_enc).relu()
         terms = self.dense_terms(f, x, y)
         terms.losses["l1"] = moment.coefficient * losses.l1(f, self.W_dec.norm(dim=1))
         return terms
 
     @torch.no_grad()
-    def constrain(self) -> None:
-        """Hold decoder rows to length 1 where asked for."""
-        if self.options["unit_decoder"]:
-            super().constrain()
+    def settle(self, x: Tensor) -> float:
+        """Lower the biases by the threshold; at the optimum, L1 takes ``coefficient * variance / 2`` off each value."""
+        threshold = self.threshold_now(x)
+        self.b_enc.sub_(threshold)
+        return float(2 * threshold / self.variance)
+
+    @torch.no_grad()
+    def constrain(self, moment: Moment) -> None:
+        """Hold decoder rows to length 1 at first, and where asked for."""
+        if self.options["unit_decoder"] or moment.progress < self.options["start"]:
+            super().constrain(moment)
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
@@ -147,6 +145,7 @@ class Gated(Recipe):
     Source: Rajamanoharan et al. 2024, arXiv:2404.16014.
     """
 
+    start = 0.6
     controlled = True
 
     def __init__(self, shape: Shape, config: TrainConfig) -> None:
@@ -154,7 +153,7 @@ class Gated(Recipe):
         self.log_rescale = nn.Parameter(torch.zeros(shape.d_sae))
         self.b_mag = nn.Parameter(torch.zeros(shape.d_sae))
 
-    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+    def own_terms(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
         """Return the terms of a batch."""
         product = functional.linear(self.centred(x), self.W_enc)
         gate = product + self.b_enc
@@ -166,6 +165,14 @@ class Gated(Recipe):
         terms.losses["gate"] = losses.reconstruction(frozen, y, self.variance)
         terms.losses["l1"] = moment.coefficient * losses.l1(opened, torch.ones_like(self.b_enc))
         return terms
+
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> float:
+        """Give the gate the threshold and the magnitudes the biases so far; the coefficient is that of L1."""
+        threshold = self.threshold_now(x)
+        self.b_mag.copy_(self.b_enc)
+        self.b_enc.sub_(threshold)
+        return float(2 * threshold / self.variance)
 
     @torch.no_grad()
     def tensors(self) -> dict[str, Tensor]:
@@ -188,16 +195,17 @@ class JumpReLU(Recipe):
         itself is the parameter: its logarithm barely moves under Adam.
     """
 
-    settings: ClassVar[dict[str, Any]] = {"loss": "step", "bandwidth": 0.05, "threshold": 0.1, "pull": 3e-6}
+    settings: ClassVar[dict[str, Any]] = {"loss": "step", "bandwidth": 0.05, "pull": 3e-6}
+    start = 0.6
     controlled = True
 
     def __init__(self, shape: Shape, config: TrainConfig) -> None:
         super().__init__(shape, config)
         if self.options["loss"] not in ("step", "tanh"):
             raise InvalidValue(f"loss={self.options['loss']!r} is unknown. It is 'step' or 'tanh'.")
-        self.threshold = nn.Parameter(torch.full((shape.d_sae,), float(self.options["threshold"])))
+        self.threshold = nn.Parameter(torch.zeros(shape.d_sae))
 
-    def forward(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+    def own_terms(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
         """Return the terms of a batch."""
         bandwidth, smooth = self.options["bandwidth"], self.options["loss"] == "tanh"
         z = functional.linear(self.centred(x), self.W_enc, self.b_enc).relu()
@@ -211,9 +219,16 @@ class JumpReLU(Recipe):
         return terms
 
     @torch.no_grad()
-    def constrain(self) -> None:
+    def settle(self, x: Tensor) -> float:
+        """Take over the threshold; firing with just that value saves its square of error: that is what firing costs."""
+        threshold = self.threshold_now(x)
+        self.threshold.fill_(threshold)
+        return float(threshold.square() / self.variance)
+
+    @torch.no_grad()
+    def constrain(self, moment: Moment) -> None:
         """Hold decoder rows to length 1 and thresholds above 0."""
-        super().constrain()
+        super().constrain(moment)
         self.threshold.clamp_(min=0)
 
     @torch.no_grad()
@@ -239,12 +254,3 @@ def default_groups(d_sae: int) -> tuple[int, ...]:
     prefixes = [d_sae // 16, d_sae // 8, d_sae // 4, d_sae // 2, d_sae]
     sizes = [stop - start for start, stop in zip([0, *prefixes], prefixes, strict=False)]
     return tuple(size for size in sizes if size > 0)
-
-
-def wanted_l0(target: float, d_sae: int, progress: float) -> float:
-    """Return the L0 a controller aims at: from half of all features down to the target, evenly in its logarithm.
-
-    Features that fire too seldom too early die; a slow fall lets each find its place first.
-    """
-    left = max(1 - progress / _SOFT_START, 0.0)
-    return float(target * max(d_sae / 2 / target, 1.0) ** left)

@@ -28,7 +28,7 @@ from hfsae.train.config import TrainConfig
 from hfsae.train.dead_features import DeadFeatures
 from hfsae.train.initial import initialise, scale_of
 from hfsae.train.recipe import Moment, Shape, Terms
-from hfsae.train.recipes import RECIPES, wanted_l0
+from hfsae.train.recipes import RECIPES
 from hfsae.train.resume import restore, run_state
 from hfsae.train.schedules import controlled, learning_rate_factor
 from hfsae.train.signals import StopRequest, noted_signals
@@ -37,7 +37,6 @@ _SAMPLE = 16_384
 _LOOK_EVERY = 10
 _RESEEDS = 100
 _FIGURES = 100
-_FIRST_COEFFICIENT = 0.01
 _GAIN = 0.02
 
 
@@ -73,9 +72,10 @@ class Trainer:
         self.ring, self.config, self.place, self.callbacks = ring, config, place, list(callbacks)
         shape = Shape(place.d_in, place.d_sae, place.d_write, place.is_transcoder, place.skip)
         self.recipe = RECIPES[config.architecture](shape, config)
+        self._settles_at = math.ceil(self.recipe.options["start"] * config.steps)
         self.dead = DeadFeatures(config.dead, place.d_sae, config.l0)
         self.generator = torch.Generator().manual_seed(config.seed)
-        self.coefficient = torch.tensor(_FIRST_COEFFICIENT)
+        self.coefficient = torch.tensor(0.0)
         self.scales = Scales(1.0, 1.0)
         self.step = self.tokens = 0
         self.checkpoints, self._init_from, self._device = checkpoints, init_from, device
@@ -157,6 +157,8 @@ class Trainer:
         return True
 
     def _update(self, x: Tensor, y: Tensor) -> Terms:
+        if self.step == self._settles_at:
+            self.coefficient.fill_(self.recipe.settle(x))
         moment = Moment(self.step / self.config.steps, self.coefficient)
         terms = self.recipe(x, y, moment)
         self._revive(terms, x, moment)
@@ -166,11 +168,10 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         self.optimizer.step()
-        self.recipe.constrain()
+        self.recipe.constrain(moment)
         self.dead.tick(terms)
         if self.recipe.controlled:
-            wanted = wanted_l0(self.config.l0, self.place.d_sae, moment.progress)
-            self.coefficient = controlled(self.coefficient, terms.l0, wanted, _GAIN)
+            self.coefficient = controlled(self.coefficient, terms.l0, self.config.l0, _GAIN)
         if moment.progress < self.config.dead.reseed_until and self._due(max(self.config.steps // _RESEEDS, 1)):
             self.dead.reseed(self.recipe, self.optimizer, terms.error, self.generator)
         return terms
