@@ -125,7 +125,11 @@ def sparse_inputs(
 
 
 def train_toys(
-    config: ToyConfig, inputs: Callable[[Generator], Tensor], importance: Float[Tensor, "*toys n"] | None = None
+    config: ToyConfig,
+    inputs: Callable[[Generator], Tensor],
+    importance: Float[Tensor, "*toys n"] | None = None,
+    *,
+    start: Float[Tensor, "toys n d"] | None = None,
 ) -> ToyModel:
     """Train toys side by side, each on its own loss.
 
@@ -133,11 +137,13 @@ def train_toys(
         config: Size, optimizer, seed.
         inputs: Returns the next batch ``[toys, count, n]``, or ``[1, count, n]`` for all toys alike.
         importance: ``[n]``, or ``[toys, n]`` where it differs; default 1.
+        start: Weights to begin from; default random, by the seed.
     Shape: returns: W ``[toys, n, d]``, b ``[toys, n]``.
     """
     generator = torch.Generator().manual_seed(config.seed)
-    start = torch.randn(config.toys, config.n, config.d, generator=generator) / config.n**0.5
-    W, b = start.requires_grad_(), torch.zeros(config.toys, config.n, requires_grad=config.bias)
+    drawn = torch.randn(config.toys, config.n, config.d, generator=generator) / config.n**0.5
+    W = (drawn if start is None else start.detach().clone()).requires_grad_()
+    b = torch.zeros(config.toys, config.n, requires_grad=config.bias)
     model = ToyModel(W=W, b=b, relu=config.relu)
     optimizer = OPTIMIZERS[config.optimizer]([W, b] if config.bias else [W], config.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.steps)
