@@ -1,5 +1,6 @@
 """Figures, drawn with matplotlib, in colours that colour-blind readers can tell apart."""
 
+from textwrap import shorten
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -59,5 +60,5 @@ def _strongest(tokens: "Sequence[TokenFeatures]", rows: int) -> tuple[list[str],
     told = [feature for feature, row in values.items() if 2 * sum(value > 0 for value in row) <= len(tokens) + 1]
     chosen = sorted(told, key=lambda feature: (not labels[feature], -sum(values[feature])))[:rows]
     chosen.sort(key=lambda feature: (values[feature].index(max(values[feature])), feature))
-    names = [f"{labels[feature]}  {feature}"[-44:].strip() for feature in chosen]
+    names = [f"{shorten(labels[feature], 38, placeholder='…')}  {feature}".strip() for feature in chosen]
     return names, [[value / max(values[feature]) for value in values[feature]] for feature in chosen]

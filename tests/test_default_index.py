@@ -79,7 +79,7 @@ def test_automatic_labels_are_those_of_the_rules(index):
     [
         ({"text": "3707"}, "« raise»"),
         ({"search": "raise"}, f"feature {RAISE}: `raise`"),
-        ({"search": "NotImplementedError"}, "on 'ream', 'riter', ' NotImplementedError'"),
+        ({"search": "NotImplementedError"}, "on `ream`, `riter`, `NotImplementedError`"),
         ({"search": "no such words"}, "Nothing in"),
     ],
 )

@@ -23,6 +23,7 @@ from hfsae.errors import (
 from hfsae.features import FeatureIndex, index_features
 from hfsae.features.collecting import Collected, to_tensors
 from hfsae.features.contexts import LEFT, WIDTH, BestContexts, Contexts
+from hfsae.features.labelling import Rule
 from hfsae.features.storing import read_index, write_index
 from hfsae.hooks import capture
 from hfsae.sae.config import SAEConfig
@@ -366,3 +367,10 @@ def test_best_contexts_keep_the_highest_of_each_group_whatever_the_order():
     for g in range(5):
         assert torch.equal(kept.score[kept.group == g], score[group == g].sort(descending=True).values[:7])
     assert {field.name for field in fields(kept)} == {"group", "score", "tie", "ids", "f"}
+
+
+def test_a_rule_names_its_tokens_once_and_white_space_in_words():
+    vocabulary = [" def", "Def", "def", "\n    ", "  ", "`", "class"]
+    assert Rule("on", (0, 1, 2, 6), 1.0).text(vocabulary) == "on `def`, `class`"
+    assert Rule("after", (3, 4, 5), 1.0).text(vocabulary) == "after line break, space, ```"
+    assert Rule("on", tuple(range(7)), 1.0).text(vocabulary) == "on `def`, line break, space, ``` and 1 more"

@@ -35,10 +35,21 @@ class Rule:
         return hits if self.kind == "on" else torch.nn.functional.pad(hits[:, :-1], (1, 0))
 
     def text(self, vocabulary: list[str]) -> str:
-        """Return the rule in words."""
-        shown = ", ".join(repr(vocabulary[token]) for token in self.tokens[:_SHOWN])
-        more = len(self.tokens) - _SHOWN
-        return f"{self.kind} {shown}" + (f" and {more} more" if more > 0 else "")
+        """Return the rule in words; tokens that differ in case or in spaces around them are named once."""
+        names: dict[str, str] = {}
+        for token in self.tokens:
+            name = _named(vocabulary[token])
+            names.setdefault(name.casefold(), name)
+        more = len(names) - _SHOWN
+        return f"{self.kind} {', '.join([*names.values()][:_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+
+
+def _named(token: str) -> str:
+    """A token as a label names it."""
+    shown = token.strip()
+    if not shown:
+        return "line break" if "\n" in token else "space"
+    return f"`{shown}`"
 
 
 def best_rules(
