@@ -27,10 +27,18 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class Savable(Protocol):
-    """What is published beside a dictionary: an `Evaluation`, a `FeatureIndex`."""
+    """What is published beside a dictionary, such as an `Evaluation`."""
 
-    def save(self, folder: str | Path, /) -> None:
+    def save(self, folder: Path, /) -> None:
         """Write its files into a folder."""
+
+
+@runtime_checkable
+class Explaining(Savable, Protocol):
+    """What says which features there are: a `FeatureIndex`."""
+
+    def examples(self) -> list[dict[str, Any]]:
+        """Return rows for the card."""
 
 
 class SAE(SparseCoder):
@@ -183,7 +191,7 @@ class SAE(SparseCoder):
         commit_message: str | None = None,
         license: str | None = None,
         evaluation: Savable | None = None,
-        index: Savable | None = None,
+        index: Explaining | None = None,
         dry_run: bool = False,
     ) -> "CommitInfo | Plan":
         """Publish it on the Hub, beside the dictionaries in that repository, with a card made from what was measured.
@@ -193,7 +201,7 @@ class SAE(SparseCoder):
             create_pr: Open a pull request instead of committing.
             license: Of the dictionary, as the Hub abbreviates it.
             evaluation: What `hfsae.evaluate` returned; its figures are the card's.
-            index: What `hfsae.index_features` returned, to be published with it.
+            index: What `hfsae.index_features` returned, to be published with it; the card shows some of its features.
             dry_run: Send nothing and return what would be written.
         Raises: HubError: when the Hub cannot be reached or refuses; the repository is then unchanged.
         """
@@ -203,6 +211,7 @@ class SAE(SparseCoder):
                 evaluation.save(own)
             if index is not None:
                 index.save(own / native.FEATURE_INDEX)
+                native.note_measured(own, {"examples": index.examples()})
             return hub.push(
                 Path(folder) / "repository",
                 repo_id,

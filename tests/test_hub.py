@@ -412,6 +412,9 @@ class Written:
         folder.mkdir(exist_ok=True)
         (folder / self.name).write_text(self.content)
 
+    def examples(self):
+        return [{"feature": 5, "density": 0.25, "context": "a «b» c", "label": "the letter b", "source": "hand"}]
+
 
 def test_evaluation_and_index_are_published_with_the_dictionary_and_fetched_on_request(loopback):
     sae = SAE(SAEConfig(architecture="jumprelu", d_in=6, d_sae=20, site="resid_post", layer=3, base_model="me/base"))
@@ -420,6 +423,8 @@ def test_evaluation_and_index_are_published_with_the_dictionary_and_fetched_on_r
     card = loopback.repos["me/sae"].head["README.md"].decode()
     assert "value: 0.125" in card
     assert "| 7.5 |" in card
+    assert "| 5 | 0.25 | a «b» c |" in card
+    assert "the letter b (hand)" in card
     plain = hub.fetch("me/sae", layer=3)
     assert not (plain / "index").exists()
     folder = hub.fetch("me/sae", layer=3, beside=native.FEATURE_INDEX_FILES)

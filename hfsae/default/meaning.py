@@ -79,15 +79,7 @@ def _names_a_word(index: FeatureIndex, feature: int) -> bool:
 
 def _example(card: FeatureCard, density: float, f1: float) -> dict[str, Any]:
     """What the dictionary's card shows of a feature."""
-    example = {
-        "feature": card.feature,
-        "density": density,
-        "context": str(card.top[0]) if card.top else "",
-        "promotes": [token for token, _ in card.promoted[:4]],
-        "suppresses": [token for token, _ in card.suppressed[:4]],
-        "label": card.label,
-        "source": card.label_source,
-    }
+    example = card.row() | {"density": density}
     return example | ({"held_out_f1": f1} if card.label_source == AUTOMATIC else {})
 
 

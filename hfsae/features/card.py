@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from html import escape
+from typing import Any
 
 from hfsae.features.contexts import LEFT
 
@@ -12,6 +13,7 @@ STYLE = (
     ".hfsae-card b{text-decoration:underline}"
 )
 """How cards look; the tint of a token shows on light and on dark."""
+_IN_ROW = 4
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,18 @@ class FeatureCard:
         """It in one line: number, label, and who says so."""
         f1 = f", F1 {self.f1:.2f}" if self.f1 is not None and self.label_source == "automatic" else ""
         return f"feature {self.feature}: {self.label or 'never fires'} ({self.label_source}{f1})"
+
+    def row(self) -> dict[str, Any]:
+        """Return what the card of a repository shows of it, ready for JSON."""
+        return {
+            "feature": self.feature,
+            "density": self.density,
+            "context": str(self.top[0]) if self.top else "",
+            "promotes": [token for token, _ in self.promoted[:_IN_ROW]],
+            "suppresses": [token for token, _ in self.suppressed[:_IN_ROW]],
+            "label": self.label,
+            "source": self.label_source,
+        }
 
     def __str__(self) -> str:
         lines = [

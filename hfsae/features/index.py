@@ -112,11 +112,17 @@ class FeatureIndex:
         scores = []
         for feature in self.collected.count.nonzero()[:, 0].tolist():
             label, source, _ = _label(self, feature)
-            promoted = [token for token, _ in self._effect("promoted", feature)]
-            found = score(pattern, label, source == AUTOMATIC, promoted, self._examples(self._top, feature))
+            promoted = [token for token, _ in _effect(self, "promoted", feature)]
+            found = score(pattern, label, source == AUTOMATIC, promoted, _examples(self, self._top, feature))
             if found:
                 scores.append((-found, feature))
         return [self[feature] for _, feature in sorted(scores)[:limit]]
+
+    def examples(self, limit: int = 12) -> list[dict[str, Any]]:
+        """Return what the card of a repository shows of some features: those with a label, then the best explained."""
+        fits = {i: rule.f1 for i, rule in enumerate(self.rules) if rule is not None}
+        chosen = [*self.labels, *(i for i in sorted(fits, key=lambda i: -fits[i]) if i not in self.labels)]
+        return [self[i].row() for i in chosen[:limit]]
 
     def merge(self, other: "FeatureIndex") -> "FeatureIndex":
         """Return the index of the data of both, as one pass over them would have made it.
@@ -215,19 +221,6 @@ class FeatureIndex:
 
         return write_dashboard(self, Path(folder), texts)
 
-    def _examples(self, grouped: tuple[Contexts, list[int]], feature: int) -> tuple[Example, ...]:
-        contexts, bounds = grouped
-        mine = range(bounds[feature], bounds[feature + 1])
-        return tuple(example_of(contexts.ids[i].tolist(), contexts.f[i].tolist(), self.vocabulary) for i in mine)
-
-    def _effect(self, kind: str, feature: int) -> tuple[tuple[str, float], ...]:
-        if f"{kind}_ids" not in self.weights:
-            return ()
-        ids, values = (self.weights[f"{kind}_{name}"][feature, :_SHOWN_TOKENS].tolist() for name in ("ids", "values"))
-        return tuple(
-            (self.vocabulary[i], value) for i, value in zip(ids, values, strict=True) if i < len(self.vocabulary)
-        )
-
 
 def check_whole(index: FeatureIndex) -> None:
     """Refuse an index that was trimmed.
@@ -254,11 +247,26 @@ def _card(index: FeatureIndex, feature: int) -> FeatureCard:
         mean=float(index.collected.total[feature]) / fires if fires else 0.0,
         histogram=tuple(index.collected.histogram[feature].tolist()),
         by_position=tuple(index.collected.by_position[feature].tolist()),
-        top=index._examples(index._top, feature),
-        samples=index._examples(index._samples, feature)[:_SHOWN_SAMPLES],
-        promoted=index._effect("promoted", feature),
-        suppressed=index._effect("suppressed", feature),
+        top=_examples(index, index._top, feature),
+        samples=_examples(index, index._samples, feature)[:_SHOWN_SAMPLES],
+        promoted=_effect(index, "promoted", feature),
+        suppressed=_effect(index, "suppressed", feature),
         neighbours=tuple(index.features_like(feature)),
+    )
+
+
+def _examples(index: FeatureIndex, grouped: tuple[Contexts, list[int]], feature: int) -> tuple[Example, ...]:
+    contexts, bounds = grouped
+    mine = range(bounds[feature], bounds[feature + 1])
+    return tuple(example_of(contexts.ids[i].tolist(), contexts.f[i].tolist(), index.vocabulary) for i in mine)
+
+
+def _effect(index: FeatureIndex, kind: str, feature: int) -> tuple[tuple[str, float], ...]:
+    if f"{kind}_ids" not in index.weights:
+        return ()
+    ids, values = (index.weights[f"{kind}_{name}"][feature, :_SHOWN_TOKENS].tolist() for name in ("ids", "values"))
+    return tuple(
+        (index.vocabulary[i], value) for i, value in zip(ids, values, strict=True) if i < len(index.vocabulary)
     )
 
 

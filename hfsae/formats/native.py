@@ -121,6 +121,13 @@ def write(checkpoint: Checkpoint, root: Path) -> Path:
     return root / place
 
 
+def note_measured(folder: Path, found: Mapping[str, Any]) -> None:
+    """Add to what was measured of a saved dictionary."""
+    path = folder / EVALUATION
+    known = read_json(path) if path.is_file() else {}
+    write_file_atomically(path, lambda aside: write_json(aside, known | dict(found)))
+
+
 def _read_config(path: Path) -> tuple[SAEConfig, dict[str, Any]]:
     values = read_json(path)
     if "dictionaries" in values:
