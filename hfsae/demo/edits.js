@@ -116,5 +116,6 @@ function add(feature) {
 
 document.addEventListener('hfsae-add', (event) => add(event.detail));
 watch(['value', 'facts'], draw);
-watch('arrived', () => { trigger('input'); trigger('release'); });
+// Later, when the prompt and the rest of the state have arrived too: a trigger takes the values of its moment.
+watch('arrived', () => setTimeout(() => { trigger('input'); trigger('release'); }, 50));
 draw();

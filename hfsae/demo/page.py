@@ -174,8 +174,12 @@ def _code(gr: Any, parts: _Parts, handlers: Handlers) -> None:
             copy = gr.Button("Copy the link to this state", size="sm", elem_id="copy")
             download = gr.Button("Download the edits as JSON", size="sm", elem_id="download")
     query, told = gr.Textbox(visible=False), gr.Textbox(visible=False)
+
+    def link(*values: Any) -> Any:
+        return gr.skip() if values[1] is None else handlers.link(*values)  # the edits have not arrived yet
+
     changes = [parts.edits.input, *(part.change for part in (parts.prompt, *parts.sampling))]
-    linked = gr.on(changes, handlers.link, parts.state, [query, python, told], trigger_mode="always_last", **PRIVATE)
+    linked = gr.on(changes, link, parts.state, [query, python, told], trigger_mode="always_last", **PRIVATE)
     linked.then(None, query, None, js=PUT_IN_URL, **PRIVATE)
     copy.click(None, None, None, js=COPY_LINK, **PRIVATE)
     download.click(None, told, None, js=DOWNLOAD, **PRIVATE)

@@ -11,15 +11,17 @@ function tint(span, piece, value, scale) {
 function drawText(panel, text, shown, parted) {
   const body = panel.querySelector('.hfsae-text');
   const pieces = text ? text.pieces : [];
+  const first = pieces.findIndex((piece) => piece);  // special tokens have no text
   while (body.children.length > pieces.length) body.lastChild.remove();
   pieces.forEach((piece, n) => {
     let span = body.children[n];
     if (!span) {
       span = document.createElement('span');
       span.setAttribute('role', 'button');
-      span.tabIndex = n ? -1 : 0;  // one stop of the tab key a text; arrows go from token to token
       body.append(span);
     }
+    span.hidden = !piece;
+    span.tabIndex = n === first ? 0 : -1;  // one stop of the tab key a text; arrows go from token to token
     span.className = 'hfsae-token' + (n < shown.prompt ? ' hfsae-prompt' : '') + (n === parted ? ' hfsae-parted' : '');
     tint(span, piece, text.values[n], shown.scale);
   });
@@ -51,11 +53,13 @@ element.addEventListener('click', (event) => {
 });
 element.addEventListener('keydown', (event) => {
   const span = event.target.closest('.hfsae-token');
-  const next = {ArrowRight: 'nextElementSibling', ArrowLeft: 'previousElementSibling'}[event.key];
-  if (!span) return;
-  if (next && span[next]) span[next].focus();
-  if (event.key === 'Enter' || event.key === ' ') pick(span);
-  if (next || event.key === 'Enter' || event.key === ' ') event.preventDefault();
+  const step = {ArrowRight: 'nextElementSibling', ArrowLeft: 'previousElementSibling'}[event.key];
+  if (!span || (!step && event.key !== 'Enter' && event.key !== ' ')) return;
+  event.preventDefault();
+  if (!step) return pick(span);
+  let next = span[step];
+  while (next && next.hidden) next = next[step];
+  if (next) next.focus();
 });
 
 watch('value', draw);
