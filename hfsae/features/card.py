@@ -1,5 +1,6 @@
 """`FeatureCard`: what an index knows of one feature, as text and as HTML."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import Any
@@ -9,8 +10,10 @@ from hfsae.features.contexts import LEFT
 STYLE = (
     ".hfsae-card{font:14px/1.5 system-ui,sans-serif;max-width:60rem}"
     ".hfsae-card code{white-space:pre-wrap;overflow-wrap:anywhere;display:block;padding:.15rem 0}"
-    ".hfsae-card span[data-f]{background:rgba(230,159,0,var(--a));border-radius:3px}"
+    ".hfsae-card span[data-f]{background:rgba(230,159,0,calc(.6*var(--a)));border-radius:3px}"
     ".hfsae-card b{text-decoration:underline}"
+    ".hfsae-card figure{display:inline-block;margin:0 2rem .5rem 0}"
+    ".hfsae-card figcaption{font-size:12px}"
 )
 """How cards look; the tint of a token shows on light and on dark."""
 _IN_ROW = 4
@@ -115,7 +118,8 @@ class FeatureCard:
             f"<h2>Feature {self.feature}</h2>",
             f"<p>{escape(self.label or 'never fires')} <small>({escape(source)})</small></p>",
             f"<p>Fires on {self.density:.3%} of tokens; maximum {self.max:.3g}, mean {self.mean:.3g}.</p>",
-            _histogram(self.histogram),
+            _bars(self.histogram, "Firings by strength, {} to {}", _strength),
+            _bars(_rates(self.by_position), "Firings per position in the row, {} to {}", _position),
             _tokens("Promotes", self.promoted),
             _tokens("Suppresses", self.suppressed),
         ]
@@ -142,16 +146,29 @@ def _tokens(title: str, tokens: tuple[tuple[str, float], ...]) -> str:
     return f"<p>{title}: {shown}</p>" if shown else ""
 
 
-def _histogram(counts: tuple[int, ...]) -> str:
-    """Draw counts as an inline picture that takes the colour of the text."""
-    filled = [i for i, count in enumerate(counts) if count]
+def _strength(edge: int) -> str:
+    """Where a bin of the histogram begins."""
+    return f"{2 ** (edge / 2 - 10):.3g}"
+
+
+def _position(edge: int) -> str:
+    """Where a bin of positions begins."""
+    return str(2**edge - 1)
+
+
+def _rates(by_position: tuple[int, ...]) -> tuple[float, ...]:
+    return tuple(count / 2**i for i, count in enumerate(by_position))
+
+
+def _bars(heights: Sequence[int | float], title: str, edge: Callable[[int], str]) -> str:
+    """Draw bars as an inline picture that takes the colour of the text, over the range that is not empty."""
+    filled = [i for i, height in enumerate(heights) if height]
     if not filled:
         return ""
-    first, last, most = filled[0], filled[-1], max(counts)
-    bars = (f"M{8 * i} 40v-{40 * counts[first + i] / most:.1f}h7V40" for i in range(last - first + 1))
-    title = f"Firings by strength, {2 ** (first / 2 - 10):.3g} to {2 ** ((last + 1) / 2 - 10):.3g}"
-    width = 8 * (last - first + 1)
+    first, last, most = filled[0], filled[-1], max(heights)
+    bars = (f"M{8 * i} 40v-{40 * heights[first + i] / most:.1f}h7V40" for i in range(last - first + 1))
+    width, caption = 8 * (last - first + 1), title.format(edge(first), edge(last + 1))
     return (
-        f'<svg viewBox="0 0 {width} 40" width="{width}" height="40" fill="currentColor" role="img">'
-        f'<title>{title}</title><path d="{"".join(bars)}"/></svg>'
+        f'<figure><svg viewBox="0 0 {width} 40" width="{width}" height="40" fill="currentColor" aria-hidden="true">'
+        f'<path d="{"".join(bars)}"/></svg><figcaption>{caption}</figcaption></figure>'
     )

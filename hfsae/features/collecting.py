@@ -176,7 +176,9 @@ def _windows(
     length = batch.input_ids.shape[1]
     inside = (position >= 0) & (position < length)
     position = position.clamp(0, length - 1)
-    inside &= batch.valid[row, position]
+    # The special token that opens a row stands before every text, and says nothing of this one.
+    opening = (position == 0) & batch.special_mask[row, position] & (position != fired.position[chosen, None])
+    inside &= batch.valid[row, position] & ~opening
     ids = batch.input_ids[row, position].masked_fill(~inside, -1)
     wanted = _token_key(batch, row, position) * d_sae + feature
     slot = torch.searchsorted(keys, wanted).clamp(max=len(keys) - 1)
