@@ -2,10 +2,6 @@
 
 import inspect
 import json
-import os
-import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,39 +11,17 @@ import pytest
 from demo_server import demo_server
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
-sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+pytest_plugins = ("headless",)
 pytestmark = pytest.mark.browser
 
 STEERED = "?prompt=The+default+value+is&edits=steer:3707:0.7&tokens=16"
-
-
-def chromium(own: Path) -> Path | None:
-    """Playwright's own Chromium, one of the system, or in CI one that can be downloaded."""
-    system = [shutil.which(name) for name in ("chromium", "chromium-browser", "google-chrome")]
-    found = [path for path in (own, *map(Path, filter(None, system))) if path.is_file()]
-    if not found and "CI" in os.environ:
-        install = [sys.executable, "-m", "playwright", "install", "chromium"]
-        subprocess.run(install, timeout=180, check=False, capture_output=True)
-        found = [own] if own.is_file() else []
-    return found[0] if found else None
 
 
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     with demo_server() as (address, _):
         yield address
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        path = chromium(Path(playwright.chromium.executable_path))
-        if path is None:
-            pytest.skip("There is no Chromium. Install one, or run: python -m playwright install chromium")
-        opened = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 @pytest.fixture

@@ -66,8 +66,9 @@ def _text(tokens: Any) -> str:
     spans = []
     for token in tokens:
         told = ", ".join(f"{i} {value:.2f} {label}".strip() for i, value, label in token.features)
+        shown = escape(token.token.replace("↵", "↵\n"))
         first = token.features[0][0] if token.features else ""
-        spans.append(f'<a data-feature="{first}" title="{escape(told)}">{escape(token.token)}</a>')
+        spans.append(f'<a data-feature="{first}" title="{escape(told)}">{shown}</a>')
     return f'<p class="text">{"".join(spans)}</p>'
 
 
