@@ -10,6 +10,7 @@ from hfsae.attach import attach
 from hfsae.cli.features import features
 from hfsae.default import FILES, default_texts, load_default, load_index
 from hfsae.dictionary import SAE
+from hfsae.errors import InvalidValue
 from hfsae.features import FeatureIndex, rule_f1
 
 FOLDER = FILES / "resid_post.layer_2"
@@ -86,3 +87,13 @@ def test_automatic_labels_are_those_of_the_rules(index):
 def test_the_command_line_finds_it(arguments, shown, capsys):
     features(**arguments)
     assert shown in capsys.readouterr().out
+
+
+def test_the_command_line_writes_a_dashboard(tmp_path, capsys):
+    features(text="import os", html=tmp_path / "dashboard")
+    assert (tmp_path / "dashboard" / "index.html").as_posix() in capsys.readouterr().out
+    assert 'class="text"' in (tmp_path / "dashboard" / "index.html").read_text()
+    with pytest.raises(InvalidValue, match="Nothing to look at, or two things"):
+        features(search="raise", html=tmp_path / "dashboard")
+    with pytest.raises(InvalidValue, match="none lies beside this dictionary"):
+        features(layer=1, html=tmp_path / "other")

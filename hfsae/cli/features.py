@@ -26,6 +26,7 @@ def features(
         Path | None, typer.Option(help="Folder of a feature index. Without it: the one beside the dictionary.")
     ] = None,
     search: Annotated[str | None, typer.Option(help="Show the features whose label or contexts hold this.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a dashboard of all features, and of the text.")] = None,
 ) -> None:
     """Show the strongest features of each token of a text, one feature's card, or the features that match a word.
 
@@ -35,22 +36,37 @@ def features(
       hfsae features 3707
       hfsae features --search raise
       hfsae features --index runs/index --search import
+      hfsae features "import os, sys" --html dashboard
     """
-    if (text is None) == (search is None):
-        raise InvalidValue("Nothing to look at, or two things. Give a text, a feature's number, or --search WORD.")
-    if text is not None and not text.isdecimal():
-        attachment, tokenizer = open_attachment(model, sae, layer, site, device)
-        typer.echo(str(attachment.top_features(tokenizer(text, return_tensors="pt"), k=k)))
+    wishes = [wish for wish in (text, html, search) if wish is not None]
+    if not wishes or (search is not None and len(wishes) > 1):
+        raise InvalidValue(
+            "Nothing to look at, or two things. Give a text, a feature's number, --search WORD or --html FOLDER."
+        )
+    known = FeatureIndex.load(index) if index is not None else None
+    reads = text is not None and not text.isdecimal()
+    if known is not None and not reads and html is None:
+        typer.echo(_indexed(known, text, search))
         return
-    if index is not None:
-        typer.echo(_indexed(FeatureIndex.load(index), text, search))
+    attachment, tokenizer = open_attachment(model, sae, layer, site, device)
+    read = [attachment.top_features(tokenizer(text, return_tensors="pt"), k=k, tokenizer=tokenizer)] if reads else []
+    if read and html is None:
+        typer.echo(str(read[0]))
         return
-    dictionary = open_attachment(model, sae, layer, site, device)[0].dictionary
-    known = FeatureIndex.of(dictionary)
-    if known is not None:
+    known = known or FeatureIndex.of(attachment.dictionary)
+    if html is not None:
+        typer.echo(f"page: {_needed(known).to_html(html, read)}")
+    elif known is not None:
         typer.echo(_indexed(known, text, search))
     else:
+        dictionary = attachment.dictionary
         typer.echo(_labelled(dictionary, search) if search is not None else _card(dictionary, int(text or 0)))
+
+
+def _needed(index: FeatureIndex | None) -> FeatureIndex:
+    if index is None:
+        raise InvalidValue("A dashboard is made from an index, and none lies beside this dictionary. Give --index.")
+    return index
 
 
 def _indexed(index: FeatureIndex, feature: str | None, search: str | None) -> str:
