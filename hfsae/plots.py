@@ -10,6 +10,7 @@ if TYPE_CHECKING:
 
     from hfsae.evaluate import Evaluation
     from hfsae.reading import TokenFeatures
+    from hfsae.train import Figures
 
 
 def overview(tokens: "Sequence[TokenFeatures]", evaluation: "Evaluation") -> "Figure":
@@ -46,6 +47,38 @@ def overview(tokens: "Sequence[TokenFeatures]", evaluation: "Evaluation") -> "Fi
         loc="right",
     )
     right.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def training(figures: "Sequence[Figures]") -> "Figure":
+    """Draw a run of training from the figures of a `hfsae.train.History`, against the tokens trained on.
+
+    Left, each weighted loss ("fvu" is the reconstruction's); then L0 and the share of dead features; and, where the run
+    was evaluated, cross-entropy clean and spliced.
+    """
+    from matplotlib.figure import Figure
+
+    tokens = [entry.tokens for entry in figures]
+    probed = [entry for entry in figures if "ce_spliced" in entry.extra]
+    figure = Figure(figsize=(11, 3.4), layout="constrained")
+    losses, sparsity, *splice = figure.subplots(1, 3 if probed else 2)
+    for name in sorted({name for entry in figures for name in entry.losses}):
+        losses.semilogy(tokens, [entry.losses.get(name, float("nan")) for entry in figures], label=name)
+    losses.legend(frameon=False, fontsize=8)
+    losses.set_title("losses", fontsize=10, loc="left")
+    sparsity.plot(tokens, [entry.l0 for entry in figures], color="#0072b2")
+    sparsity.set_title("features per token (L0); dotted: share dead", fontsize=10, loc="left")
+    dead = sparsity.twinx()
+    dead.plot(tokens, [entry.dead for entry in figures], ":", color="#d55e00")
+    dead.set_ylim(bottom=0)
+    for axes in splice:
+        for name, colour in (("ce_clean", "#0072b2"), ("ce_spliced", "#e69f00")):
+            axes.plot([e.tokens for e in probed], [e.extra[name] for e in probed], "o-", color=colour, label=name)
+        axes.legend(frameon=False, fontsize=8)
+        axes.set_title("cross-entropy on held-out text, nats per token", fontsize=10, loc="left")
+    for axes in (losses, sparsity, *splice):
+        axes.set_xlabel("tokens")
+        axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 

@@ -8,7 +8,8 @@ import typer
 from hfsae.cli.options import DEFAULT_LAYER, Device, Model, Site, open_model
 from hfsae.default import default_texts
 from hfsae.errors import InvalidValue
-from hfsae.train import TrainConfig
+from hfsae.plots import training
+from hfsae.train import History, TrainConfig
 from hfsae.train import train as run
 
 
@@ -27,6 +28,7 @@ def train(
     tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Device = None,
+    plot: Annotated[Path | None, typer.Option(help="Also draw the run into this picture (png, svg or pdf).")] = None,
 ) -> None:
     """Train a dictionary and save it; `hfsae eval --sae OUT` then measures it.
 
@@ -35,11 +37,17 @@ def train(
       hfsae train --layer 2 text.txt
       hfsae train --model openai-community/gpt2 --layer 8 --features 24576 -k 32 --tokens 50000000 corpus.txt
     """
-    if out.exists():
-        raise InvalidValue(f"{str(out)!r} exists. Nothing is replaced. Name a new folder with --out.")
+    for target, option in ((out, "--out"), (plot, "--plot")):
+        if target is not None and target.exists():
+            raise InvalidValue(f"{str(target)!r} exists. Nothing is replaced. Name another one with {option}.")
     chosen: dict[str, Any] = {"d_sae": features, "k": k, "tokens": tokens}
     config = TrainConfig(seed=seed, **{name: value for name, value in chosen.items() if value is not None})
     texts: list[Path] | list[str] = files if files else default_texts("train")
     loaded, tokenizer = open_model(model, device)
-    run(loaded, texts, tokenizer=tokenizer, layer=layer, site=site, config=config).save_pretrained(out)
+    history = History()
+    options: dict[str, Any] = {"tokenizer": tokenizer, "layer": layer, "site": site, "config": config}
+    run(loaded, texts, **options, callbacks=[history]).save_pretrained(out)
     typer.echo(f"written: {out}")
+    if plot is not None:
+        training(history.figures).savefig(plot, dpi=150)
+        typer.echo(f"picture: {plot}")

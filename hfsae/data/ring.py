@@ -1,7 +1,7 @@
 """A ring in which a stream of activations is shuffled, in place and in stated memory.
 
 1. The ring is filled. A random order of its slots is drawn.
-2. Batches are read along that order; each slot that was read is filled with the next row of the stream.
+2. Batches are read along that order; before the next one, each slot that was read is filled with the stream's next row.
 3. At the end of the order a new one is drawn. So a row waits about one ring's length, at random, and is read just once.
 4. When the stream ends, what is left is read out, in random order.
 
@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hfsae.errors import InvalidValue
+from hfsae.errors import InvalidValue, TrainingError
 
 
 @runtime_checkable
@@ -58,18 +58,29 @@ class ShuffleRing:
         self._read = self._filled = 0
 
     def take(self, count: int) -> Float[Tensor, "count width"]:
-        """Return the next ``count`` rows; fewer, at last none, when the stream has ended."""
+        """Return the next ``count`` rows; fewer, at last none, when the stream has ended.
+
+        Slots are filled before the next rows are read, so that a stream that breaks (`TrainingError`) costs none: what
+        `state` returns then goes on without a gap.
+        """
         self._open()
         assert self._slots is not None
-        parts = []
-        while count and len(self._order):
+        parts: list[Tensor] = []
+        while count:
+            try:
+                self._refill()
+            except TrainingError:
+                if parts:
+                    break  # what was read is not lost; the next call meets the error again
+                raise
+            if self._read == len(self._order):
+                self._reorder()
+            if not len(self._order):
+                break
             chosen = self._order[self._read : self._read + count]
             parts.append(self._slots[chosen])
             self._read += len(chosen)
             count -= len(chosen)
-            self._refill()
-            if self._read == len(self._order):
-                self._reorder()
         if not parts:
             return self._slots[:0]
         return parts[0] if len(parts) == 1 else torch.cat(parts)
@@ -138,7 +149,11 @@ class ShuffleRing:
         while not self._ended and self.taken < self.limit:
             if self._chunks is None:
                 self._chunks = self.rows.chunks(self.epoch, self.chunk)
-            chunk = next(self._chunks, None)
+            try:
+                chunk = next(self._chunks, None)
+            except TrainingError:
+                self._chunks = None  # a generator that raised has ended: the next call has to open it anew
+                raise
             if chunk is None:
                 empty = self.chunk == 0
                 self.epoch, self.chunk, self._chunks = self.epoch + 1, 0, None

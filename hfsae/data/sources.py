@@ -2,13 +2,20 @@
 
 import json
 import random
+import sys
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
+from warnings import warn
 
 from torch import Tensor
 
-from hfsae.errors import CheckpointNotFound, InvalidValue, MissingPackage
+from hfsae.errors import CheckpointNotFound, HfsaeWarning, InvalidValue, MissingPackage, TrainingError
+
+_PAUSES = (1.0, 4.0, 16.0)
+"""Seconds to wait before a stream that broke is opened again."""
 
 
 @runtime_checkable
@@ -51,9 +58,9 @@ class StreamSource:
         self._documents = documents
         self.repeatable = not isinstance(documents, Iterator)
 
-    def epoch(self, number: int) -> Iterable[object]:
-        """Return the documents; the stream itself decides their order."""
-        return self._documents
+    def epoch(self, number: int) -> Iterator[object]:
+        """Yield the documents; the stream itself decides their order."""
+        return unbroken(self._documents)
 
     def describe(self) -> dict[str, Any]:
         """Return what kind of stream it is."""
@@ -134,6 +141,38 @@ def chats(conversations: Iterable[Any], tokenizer: Any, *, assistant_only: bool 
         ids = encoded["input_ids"]
         masks = encoded["assistant_masks"] if assistant_only else [1] * len(ids)
         yield [token for token, kept in zip(ids, masks, strict=True) if kept]
+
+
+def unbroken(documents: Iterable[object]) -> Iterator[object]:
+    """Yield what a stream holds; where it breaks, open it again and skip what was yielded before.
+
+    Warns: HfsaeWarning: each time it is opened again.
+    Raises: TrainingError: when it breaks again and again, or is an iterator, which cannot be opened twice.
+    """
+    done = failures = 0
+    while True:
+        try:
+            for document in islice(documents, done, None):
+                done, failures = done + 1, 0
+                yield document
+            return
+        except _network_errors() as error:
+            what = f"The data broke off after {done} documents ({type(error).__name__}: {error})."
+            if isinstance(documents, Iterator):
+                raise TrainingError(
+                    f"{what} An iterator cannot be opened again. Pass what it was made from."
+                ) from error
+            if failures == len(_PAUSES):
+                raise TrainingError(f"{what} It was opened {failures} times more. Check the connection.") from error
+            warn(f"{what} It is opened again.", HfsaeWarning, stacklevel=2)
+            time.sleep(_PAUSES[failures])
+            failures += 1
+
+
+def _network_errors() -> tuple[type[Exception], ...]:
+    # huggingface_hub reads through httpx, whose errors are no OSError; nobody can raise them before it is loaded.
+    httpx = sys.modules.get("httpx")
+    return (OSError,) if httpx is None else (OSError, httpx.HTTPError)
 
 
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:

@@ -3,6 +3,7 @@
 from hfsae.train.api import train
 from hfsae.train.callbacks import Callback, Figures, History, LogTo, ProgressBar
 from hfsae.train.config import DataConfig, DeadConfig, OptimizerConfig, TrainConfig
+from hfsae.train.end_to_end import finetune
 from hfsae.train.trainer import Trainer
 
 __all__ = [
@@ -16,5 +17,6 @@ __all__ = [
     "ProgressBar",
     "TrainConfig",
     "Trainer",
+    "finetune",
     "train",
 ]

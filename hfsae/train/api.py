@@ -17,8 +17,9 @@ from hfsae.sae.config import SAEConfig
 from hfsae.sites import Point, base_model_id, resolve
 from hfsae.train.callbacks import Callback, ProgressBar
 from hfsae.train.checkpoints import Checkpoints
-from hfsae.train.config import TrainConfig
+from hfsae.train.config import TrainConfig, check_count
 from hfsae.train.recipes import default_groups
+from hfsae.train.splicing import SpliceProbe
 from hfsae.train.trainer import Trainer, kept_back
 
 _CHECKPOINTS = 20
@@ -48,6 +49,8 @@ def train(  # noqa: PLR0913
     init_from: SAE | None = None,
     folder: Path | str | None = None,
     checkpoint_every: int | None = None,
+    eval_every: int | None = None,
+    eval_data: Any = None,
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
     device: torch.device | str | None = None,
@@ -75,6 +78,9 @@ def train(  # noqa: PLR0913
         folder: Where checkpoints go; a run that was stopped goes on from there, bit for bit, when called again. SIGINT
             and SIGTERM then save before the process exits.
         checkpoint_every: Steps between two; None: about twenty in the run.
+        eval_every: Steps between two evaluations of the dictionary spliced into the model; their figures, with those of
+            the end, reach the callbacks (held_out_fvu, ce_clean, ce_spliced, recovered).
+        eval_data: Held-out text for these, of any kind that ``data`` may be; up to 8,192 tokens are read.
         callbacks: Told of the run as it goes on.
         progress: Show a bar where there is a terminal.
         device: Where to train; None: where the activations are.
@@ -90,21 +96,17 @@ def train(  # noqa: PLR0913
         >>> sae.config.architecture, tuple(sae.W_dec.shape)
         ('topk', (16, 8))
     """
-    config = TrainConfig() if config is None else config
-    if not isinstance(config, TrainConfig):
-        raise InvalidType(f"config is of type {type(config).__name__}. Expected a TrainConfig.")
+    config = _checked(config)
     read = {"layer": layer, "site": site, "module": module, "io": io, "stack": stack}
     write = {"layer": write_layer, "site": write_site or "resid_post", "module": write_module}
     if activations is not None:
-        if model is not None or data is not None:
-            raise InvalidType(
-                "Both activations and a model with data were given. Expected one of them. Drop the other."
-            )
+        _check_alone(model, data)
         rows, place = _given(activations, config, skip)
     else:
         points = _points(model, data, read, None if (write_layer, write_module) == (None, None) else write)
         rows, place = _captured(model, data, points, tokenizer, config, skip)
     _check_start(init_from, place)
+    probe = _probe(model, tokenizer, eval_every, eval_data)
     every = max(config.steps // _CHECKPOINTS, 1) if checkpoint_every is None else checkpoint_every
     return Trainer(
         _ring(rows, config),
@@ -114,7 +116,31 @@ def train(  # noqa: PLR0913
         checkpoints=None if folder is None else Checkpoints(Path(folder), every),
         init_from=init_from,
         device=device,
+        probe=probe,
     ).run()
+
+
+def _checked(config: TrainConfig | None) -> TrainConfig:
+    if config is not None and not isinstance(config, TrainConfig):
+        raise InvalidType(f"config is of type {type(config).__name__}. Expected a TrainConfig.")
+    return config or TrainConfig()
+
+
+def _check_alone(model: Any, data: Any) -> None:
+    if model is not None or data is not None:
+        raise InvalidType("Both activations and a model with data were given. Expected one of them. Drop the other.")
+
+
+def _probe(model: Any, tokenizer: Any, every: int | None, data: Any) -> SpliceProbe | None:
+    if (every is None) != (data is None) or (every is not None and model is None):
+        raise InvalidType(
+            f"eval_every={every} and eval_data of type {type(data).__name__} do not go together. An evaluation needs "
+            "both, and a model. Give them, or neither."
+        )
+    if every is None:
+        return None
+    check_count("eval_every", every)
+    return SpliceProbe(model, data, tokenizer, every)
 
 
 def _ring(rows: Rows, config: TrainConfig) -> ShuffleRing:

@@ -16,15 +16,15 @@ def run_state(trainer: "Trainer") -> RunState:
     """Return all of a run that `restore` needs to go on exactly."""
     ring = trainer.ring.state()
     tensors = {
-        **_prefixed("recipe", trainer.recipe.state_dict()),
-        **_prefixed("dead", trainer.dead.state_dict()),
+        **_prefixed("recipe", trainer.stepper.recipe.state_dict()),
+        **_prefixed("dead", trainer.stepper.dead.state_dict()),
         **_prefixed("ring", ring["tensors"]),
         **_optimizer_tensors(trainer),
-        "generator": trainer.generator.get_state(),
-        "coefficient": trainer.coefficient,
+        "generator": trainer.stepper.generator.get_state(),
+        "coefficient": trainer.stepper.coefficient,
     }
-    if trainer.dead_ids is not None:
-        tensors["dead_ids"] = trainer.dead_ids
+    if trainer.stepper.dead_ids is not None:
+        tensors["dead_ids"] = trainer.stepper.dead_ids
     numbers = {
         "step": trainer.step,
         "tokens": trainer.tokens,
@@ -42,16 +42,16 @@ def restore(trainer: "Trainer", state: RunState) -> None:
     """
     assert trainer.checkpoints is not None
     refuse_changes(state.numbers["settings"], settings(trainer), trainer.checkpoints.folder)
-    device = trainer.recipe.W_dec.device
-    trainer.recipe.load_state_dict(_under("recipe", state.tensors))
-    trainer.dead.load_state_dict(_under("dead", state.tensors))
+    device = trainer.stepper.recipe.W_dec.device
+    trainer.stepper.recipe.load_state_dict(_under("recipe", state.tensors))
+    trainer.stepper.dead.load_state_dict(_under("dead", state.tensors))
     trainer.ring.restore({"tensors": _under("ring", state.tensors), "numbers": state.numbers["ring"]})
     _restore_optimizer(trainer, state.tensors)
-    trainer.generator.set_state(state.tensors["generator"])
-    trainer.coefficient = state.tensors["coefficient"].to(device)
-    trainer.dead_ids = state.tensors["dead_ids"].to(device) if "dead_ids" in state.tensors else None
+    trainer.stepper.generator.set_state(state.tensors["generator"])
+    trainer.stepper.coefficient = state.tensors["coefficient"].to(device)
+    trainer.stepper.dead_ids = state.tensors["dead_ids"].to(device) if "dead_ids" in state.tensors else None
     trainer.scales = Scales(*state.numbers["scales"])
-    trainer.step, trainer.tokens = state.numbers["step"], state.numbers["tokens"]
+    trainer.stepper.step, trainer.tokens = state.numbers["step"], state.numbers["tokens"]
 
 
 def settings(trainer: "Trainer") -> dict[str, Any]:
@@ -67,18 +67,18 @@ def settings(trainer: "Trainer") -> dict[str, Any]:
 
 def _optimizer_tensors(trainer: "Trainer") -> dict[str, Tensor]:
     named = {}
-    for name, parameter in trainer.recipe.named_parameters():
-        for key, value in trainer.optimizer.state.get(parameter, {}).items():
+    for name, parameter in trainer.stepper.recipe.named_parameters():
+        for key, value in trainer.stepper.optimizer.state.get(parameter, {}).items():
             named[f"optimizer.{name}.{key}"] = value
     return named
 
 
 def _restore_optimizer(trainer: "Trainer", tensors: dict[str, Tensor]) -> None:
-    for name, parameter in trainer.recipe.named_parameters():
+    for name, parameter in trainer.stepper.recipe.named_parameters():
         saved = _under(f"optimizer.{name}", tensors)
         if saved:
             moments = {key: value.to(parameter.device) for key, value in saved.items()}
-            trainer.optimizer.state[parameter] = moments
+            trainer.stepper.optimizer.state[parameter] = moments
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

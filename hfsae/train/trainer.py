@@ -1,14 +1,14 @@
 """The loop: activations in, a dictionary out.
 
 1. Before the first step: the scale, the variance and the bias come from a sample of the activations.
-2. A step: a batch from the ring, the recipe's losses, the dead features' loss, gradients clipped, Adam, decoder rows
-   back to length 1, clocks. Early on dead features start again. Nothing waits for the device but every tenth step.
+2. A batch from the ring, a step (stepping.py), now and then a report, an evaluation, a checkpoint.
 3. After the last step: scaling undone, thresholds calibrated and features measured on activations kept back for that.
 """
 
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from copy import deepcopy
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -25,19 +25,16 @@ from hfsae.train.calibration import Scales, measure, threshold_for
 from hfsae.train.callbacks import Callback, Figures
 from hfsae.train.checkpoints import Checkpoints
 from hfsae.train.config import TrainConfig
-from hfsae.train.dead_features import DeadFeatures
 from hfsae.train.initial import initialise, scale_of
-from hfsae.train.recipe import Moment, Shape, Terms
-from hfsae.train.recipes import RECIPES
+from hfsae.train.memory import memory_explained
+from hfsae.train.recipe import Shape, Terms
 from hfsae.train.resume import restore, run_state
-from hfsae.train.schedules import controlled, learning_rate_factor
 from hfsae.train.signals import StopRequest, noted_signals
+from hfsae.train.splicing import SpliceProbe
+from hfsae.train.stepping import Stepper
 
 _SAMPLE = 16_384
-_LOOK_EVERY = 10
-_RESEEDS = 100
 _FIGURES = 100
-_GAIN = 0.02
 
 
 def kept_back(config: TrainConfig) -> int:
@@ -56,6 +53,7 @@ class Trainer:
         checkpoints: Where to save, and to go on from what is there; None: nothing is saved.
         init_from: A dictionary to begin from, of the same widths.
         device: Where to train; None: where the activations are.
+        probe: Evaluates the dictionary now and then; its figures are reported.
     """
 
     def __init__(  # noqa: PLR0913 - what a run is made of
@@ -68,26 +66,33 @@ class Trainer:
         checkpoints: Checkpoints | None = None,
         init_from: SAE | None = None,
         device: torch.device | str | None = None,
+        probe: SpliceProbe | None = None,
     ) -> None:
         self.ring, self.config, self.place, self.callbacks = ring, config, place, list(callbacks)
         shape = Shape(place.d_in, place.d_sae, place.d_write, place.is_transcoder, place.skip)
-        self.recipe = RECIPES[config.architecture](shape, config)
-        self._settles_at = math.ceil(self.recipe.options["start"] * config.steps)
-        self.dead = DeadFeatures(config.dead, place.d_sae, config.l0)
-        self.generator = torch.Generator().manual_seed(config.seed)
-        self.coefficient = torch.tensor(0.0)
+        self.stepper = Stepper(shape, config)
         self.scales = Scales(1.0, 1.0)
-        self.step = self.tokens = 0
+        self.tokens = 0
+        self._probe = probe
         self.checkpoints, self._init_from, self._device = checkpoints, init_from, device
-        self.dead_ids: Tensor | None = None
         self._last_x = torch.zeros(0, place.d_in)
-        self.optimizer = torch.optim.Adam(self.recipe.parameters(), lr=0.0, betas=config.optimizer.betas, fused=True)
+
+    @property
+    def step(self) -> int:
+        """Steps done."""
+        return self.stepper.step
+
+    @property
+    def device(self) -> torch.device:
+        """Where it trains."""
+        return self.stepper.recipe.W_dec.device
 
     def run(self) -> SAE:
         """Train to the end and return the dictionary.
 
         Raises:
-            TrainingError: when a loss is not finite, or the folder holds another run.
+            TrainingError: when a loss is not finite, the data break off, memory runs out, or the folder holds another
+                run.
             SystemExit: after SIGINT or SIGTERM, where there are checkpoints; one is saved first.
         """
         with ExitStack() as stack:
@@ -99,9 +104,10 @@ class Trainer:
             for callback in self.callbacks:
                 callback.on_start(self.config, self.tokens)
                 stack.callback(callback.on_end)
+            stack.enter_context(memory_explained(self.config, self.place.d_sae))
             while self.step < self.config.steps and self._advance():
                 self._save_if_due(request)
-        return self._finish()
+            return self._finish()
 
     @torch.no_grad()
     def dictionary(self, sample: Tensor | None = None) -> SAE:
@@ -110,35 +116,38 @@ class Trainer:
         Args:
             sample: Activations on which a threshold is calibrated; None: those that come next.
         """
-        tensors = self.recipe.tensors()
-        if self.recipe.calibrated:
-            x, _ = self._split(self.ring.peek(_SAMPLE)) if sample is None else (sample, sample)
-            threshold = threshold_for(tensors, x.to(tensors["W_enc"].device) * self.scales.x, self.config.l0)
-            tensors["threshold"] = threshold.expand(self.place.d_sae)
+        if sample is None:
+            sample = self._split(self.ring.peek(_SAMPLE))[0]
+        x = (sample if len(sample) else self._last_x).to(self.device) * self.scales.x
+        recipe = self.stepper.recipe
+        if not self.stepper.settled:
+            recipe = deepcopy(recipe)
+            recipe.settle(x)
+        tensors = recipe.tensors()
+        if recipe.calibrated:
+            tensors["threshold"] = threshold_for(tensors, x, self.config.l0).expand(self.place.d_sae)
         sae = SAE(replace(self.place, training=self._provenance()))
         sae.load_state_dict(self.scales.undone(tensors))
-        return sae.to(self.recipe.W_dec.device).eval()
+        return sae.to(self.device).eval()
 
     def _start(self) -> None:
         """Begin anew, or where the last checkpoint stands."""
         sample = self.ring.peek(_SAMPLE)
         device = sample.device if self._device is None else torch.device(self._device)
-        for module in (self.recipe, self.dead):
-            module.to(device)
-        self.coefficient = self.coefficient.to(device)
+        self.stepper.to(device)
         saved = self.checkpoints.load() if self.checkpoints is not None else None
         if saved is not None:
             restore(self, saved)
             return
         x, y = self._split(sample.to(device))
         self.scales = Scales(scale_of(x), scale_of(y))
-        initialise(self.recipe, x * self.scales.x, y * self.scales.y)
+        initialise(self.stepper.recipe, x * self.scales.x, y * self.scales.y)
         if self._init_from is not None:
-            self.recipe.load(self.scales.applied(dict(self._init_from.float().state_dict())))
+            self.stepper.recipe.load(self.scales.applied(dict(self._init_from.float().state_dict())))
 
     def _advance(self) -> bool:
         """Do a step; False when the data have ended."""
-        rows = self.ring.take(min(self.config.batch, self.config.tokens - self.tokens))
+        rows = self._next_rows()
         if not len(rows):
             warn(
                 f"The data ended after {self.tokens} of {self.config.tokens} activations, with the learning rate still "
@@ -147,53 +156,29 @@ class Trainer:
                 stacklevel=4,
             )
             return False
-        x, y = self._split(rows.to(self.recipe.W_dec.device))
+        x, y = self._split(rows.to(self.device))
         self._last_x = x
-        terms = self._update(x * self.scales.x, y * self.scales.y)
+        terms = self.stepper.update(x * self.scales.x, y * self.scales.y)
         self.tokens += len(rows)
-        self.step += 1
-        if self.step % max(self.config.steps // _FIGURES, 1) == 0 or self.step == self.config.steps:
-            self._report(terms)
+        last = self.step == self.config.steps
+        probed = self._probe is not None and (last or self.step % self._probe.every == 0)
+        if probed or last or self.step % max(self.config.steps // _FIGURES, 1) == 0:
+            self._report(terms, probed)
         return True
 
-    def _update(self, x: Tensor, y: Tensor) -> Terms:
-        if self.step == self._settles_at:
-            self.coefficient.fill_(self.recipe.settle(x))
-        moment = Moment(self.step / self.config.steps, self.coefficient)
-        terms = self.recipe(x, y, moment)
-        self._revive(terms, x, moment)
-        self.optimizer.zero_grad()
-        terms.loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(self.recipe.parameters(), self.config.optimizer.clip, foreach=True)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self._rate()
-        self.optimizer.step()
-        self.recipe.constrain(moment)
-        self.dead.tick(terms)
-        if self.recipe.controlled:
-            self.coefficient = controlled(self.coefficient, terms.l0, self.config.l0, _GAIN)
-        if moment.progress < self.config.dead.reseed_until and self._due(max(self.config.steps // _RESEEDS, 1)):
-            self.dead.reseed(self.recipe, self.optimizer, terms.error, self.generator)
-        return terms
+    def _next_rows(self) -> Tensor:
+        """Return a batch; where the data break off, save first."""
+        try:
+            return self.ring.take(min(self.config.batch, self.config.tokens - self.tokens))
+        except TrainingError as error:
+            if self.checkpoints is None or not self.step:
+                raise
+            self.checkpoints.save(run_state(self), self.step)
+            raise TrainingError(
+                f"{error} The run was saved at step {self.step} in {self.checkpoints.latest}. Call it again to go on."
+            ) from error
 
-    def _revive(self, terms: Terms, x: Tensor, moment: Moment) -> None:
-        """Add the dead features' loss once new starts are over."""
-        if moment.progress < self.config.dead.reseed_until or not self.config.dead.aux_coefficient:
-            return
-        if self.dead_ids is None or self._due(_LOOK_EVERY):
-            self.dead_ids = self.dead.dead
-        if len(self.dead_ids):
-            terms.losses["aux"] = self.dead.aux_loss(self.recipe, x, terms.error, self.dead_ids)
-
-    def _due(self, every: int) -> bool:
-        return self.step % every == every - 1
-
-    def _rate(self) -> float:
-        schedule = self.config.optimizer
-        factor = learning_rate_factor(self.step, self.config.steps, schedule.warmup, schedule.decay)
-        return self.config.rate(self.place.d_in) * factor
-
-    def _report(self, terms: Terms) -> None:
+    def _report(self, terms: Terms, probed: bool) -> None:
         losses = {name: float(loss.detach()) for name, loss in terms.losses.items()}
         if not all(map(math.isfinite, losses.values())):
             good = self.checkpoints.latest if self.checkpoints is not None else None
@@ -201,14 +186,17 @@ class Trainer:
                 f"The loss is {losses} after step {self.step} ({self.tokens} activations). It must be finite. "
                 f"The last good checkpoint is {good}. Lower the learning rate, or look for outliers in the activations."
             )
+        extra = {name: float(value) for name, value in terms.extra.items()}
+        if probed and self._probe is not None:
+            extra |= self._probe(self.dictionary())
         figures = Figures(
             step=self.step,
             tokens=self.tokens,
             losses=losses,
             l0=float(terms.l0),
-            dead=len(self.dead.dead) / self.place.d_sae,
-            learning_rate=self._rate(),
-            extra={name: float(value) for name, value in terms.extra.items()},
+            dead=len(self.stepper.dead.dead) / self.place.d_sae,
+            learning_rate=self.stepper.rate,
+            extra=extra,
         )
         for callback in self.callbacks:
             callback.on_figures(figures)
@@ -231,7 +219,7 @@ class Trainer:
     def _unseen(self) -> Iterator[Tensor]:
         """Yield what was kept back."""
         while len(rows := self.ring.take(_SAMPLE)):
-            yield self._split(rows.to(self.recipe.W_dec.device))[0]
+            yield self._split(rows.to(self.device))[0]
 
     def _save_if_due(self, request: StopRequest) -> None:
         if self.checkpoints is None:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import torch
 
-from hfsae.sae.config import SAEConfig
 from hfsae.train import TrainConfig
-from hfsae.train.recipe import Moment
-from hfsae.train.trainer import Trainer
+from hfsae.train.recipe import Shape
+from hfsae.train.stepping import Stepper
 
 K, STEPS = 32, 4
 Step = Callable[[torch.Tensor], object]
@@ -57,14 +56,9 @@ def hfsae_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
     """Our trainer's step, without its data."""
     d_in = x.shape[1]
     config = TrainConfig(d_sae=d_sae, k=K, tokens=10**9, batch_size=len(x))
-    trainer = Trainer(_NoRing(), config, SAEConfig(architecture="topk", d_in=d_in, d_sae=d_sae, k=K))
-    trainer.step = config.steps // 2
-    trainer.recipe(x, x, Moment())
-    return lambda: trainer._update(x, x)
-
-
-class _NoRing:
-    """A trainer's ring that is never asked."""
+    stepper = Stepper(Shape(d_in, d_sae, d_in), config)
+    stepper.step = config.steps // 2
+    return lambda: stepper.update(x, x)
 
 
 def sae_lens_trainer(d_in: int, d_sae: int, k: int, rate: float, steps: int) -> tuple[Step, Codes]:

@@ -1,0 +1,151 @@
+"""Fine-tuning a dictionary on its model's own predictions: what is spliced in should change them as little as it can.
+
+For each batch: run the model clean and read x; run it with the reconstruction in place of x; step on
+
+    KL(clean || spliced) + w * FVU,    w such that both weigh the same
+
+The second term keeps the reconstruction one: KL alone finds other features that happen to serve the same predictions.
+The model is only read. Thresholds and the lengths of decoder rows stay as they are.
+
+Source: Karvonen 2025, arXiv:2503.17272: a short fine-tuning at the end does most of what end-to-end training does.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import count, islice
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hfsae.attach import Attachment, attach
+from hfsae.data.limits import special_ids, vocabulary_size
+from hfsae.data.sources import Source, open_source
+from hfsae.data.tokens import TokenBatch, batches, spliced_mask
+from hfsae.dictionary import SAE
+from hfsae.errors import InvalidValue, TrainingError
+from hfsae.hooks import capture
+from hfsae.metrics import kl_divergence
+from hfsae.passes import at_rest
+from hfsae.sae.losses import reconstruction
+from hfsae.sites import unwrap
+from hfsae.train.calibration import measure
+from hfsae.train.schedules import learning_rate_factor
+
+_RATE = 5e-5
+_MEASURED = 16_384
+"""Activations on which the features are measured anew."""
+
+
+def finetune(  # noqa: PLR0913 - as hfsae.train
+    model: Any,
+    data: Any,
+    sae: SAE,
+    *,
+    tokenizer: Any = None,
+    tokens: int = 500_000,
+    batch_size: int = 8,
+    context: int = 128,
+    learning_rate: float = _RATE,
+    seed: int = 0,
+) -> SAE:
+    """Return a copy of a dictionary, fine-tuned so that splicing it in changes the model's predictions less.
+
+    Args:
+        model: A causal model; only read.
+        data: As for `hfsae.train`.
+        sae: A dictionary of that model.
+        tokenizer: The model's own; needed for text.
+        tokens: Tokens to train on; data that hold fewer are read again.
+        batch_size: Rows in a step.
+        context: Tokens in a row.
+        learning_rate: Of Adam, with a warm-up over the first twentieth and a decay over the last fifth.
+        seed: Of the order of the documents.
+
+    Raises:
+        InvalidValue: when the data hold no tokens that are spliced, or numbers make no sense.
+        TrainingError: when the loss is not finite.
+    """
+    if tokens < 1 or not 0 < learning_rate < math.inf:
+        raise InvalidValue(f"tokens={tokens}, learning_rate={learning_rate} make no run. Both are above 0.")
+    tuned = SAE(sae.config, tensors={name: tensor.detach().clone() for name, tensor in sae.state_dict().items()})
+    tuned.labels = dict(sae.labels)
+    steps = math.ceil(tokens / (batch_size * context))
+    rules = {"tokenizer": tokenizer, "batch_size": batch_size, "context": context}
+    stream = islice(_endless(open_source(data, seed), rules, model), steps)
+    last: list[Tensor] = []
+    with attach(model, sae=tuned, name="sae_in_training", force=True) as attachment, at_rest(model):
+        tuning = _Tuning(attachment, tuned, learning_rate, steps)
+        for batch in stream:
+            last.append(tuning.step(batch))
+            if sum(map(len, last[1:])) >= _MEASURED:
+                last.pop(0)
+    tuned.statistics = measure(tuned, last)
+    return tuned
+
+
+class _Tuning:
+    """A fine-tuning under way."""
+
+    def __init__(self, attachment: Attachment, sae: SAE, rate: float, steps: int) -> None:
+        self.attachment, self.sae, self.rate, self.steps = attachment, sae, rate, steps
+        self.done = 0
+        self.weights = [p for name, p in sae.named_parameters() if name != "threshold"]
+        self.lengths = sae.W_dec.detach().norm(dim=1, keepdim=True)
+        self.optimizer = torch.optim.Adam(self.weights, lr=rate)
+
+    def step(self, batch: TokenBatch) -> Float[Tensor, "tokens d_in"]:
+        """Do a step; return what was read.
+
+        Raises:
+            InvalidValue: when no token of the batch is spliced.
+            TrainingError: when the loss is not finite.
+        """
+        model, points = self.attachment.model, [self.attachment.point, self.attachment.write_point]
+        batch = batch.to(next(model.parameters()).device)
+        x, y = capture(model, points, **batch.model_inputs())
+        mask = spliced_mask(batch, x, self.sae.config)
+        if not bool(mask.any()):
+            raise InvalidValue("A batch holds no token that is spliced. Give longer texts.")
+        clean = model(**batch.model_inputs()).logits[batch.valid]
+        with torch.enable_grad():
+            x_hat = self.sae(x[mask])
+            filled = y.clone().masked_scatter(mask[..., None], x_hat.to(y))
+            with self.attachment.replace(filled, positions=mask):
+                spliced = model(**batch.model_inputs()).logits[batch.valid]
+            kl = kl_divergence(clean, spliced).mean()
+            target = y[mask].float()
+            fvu = reconstruction(x_hat.float(), target, (target - target.mean(0)).square().sum(1).mean())
+            loss = kl + (kl.detach() / fvu.detach().clamp(min=1e-8)) * fvu
+            gradients = torch.autograd.grad(loss, self.weights)
+        if not math.isfinite(float(loss)):
+            raise TrainingError(f"The loss is {float(loss)} after {self.done} steps. Lower learning_rate={self.rate}.")
+        self._apply(gradients)
+        return x[mask]
+
+    def _apply(self, gradients: tuple[Tensor, ...]) -> None:
+        for weight, gradient in zip(self.weights, gradients, strict=True):
+            weight.grad = gradient
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.rate * learning_rate_factor(self.done, self.steps, warmup=0.05, decay=0.2)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.sae.W_dec.mul_(self.lengths / self.sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8))
+        self.done += 1
+
+
+def _endless(source: Source, rules: dict[str, Any], model: Any) -> Iterator[TokenBatch]:
+    for epoch in count():
+        empty = True
+        for batch in batches(source.epoch(epoch), **rules, **_of_model(model, rules["tokenizer"])):
+            empty = False
+            yield batch
+        if empty or not source.repeatable:
+            return
+
+
+def _of_model(model: Any, tokenizer: Any) -> dict[str, Any]:
+    root = unwrap(model)
+    return {"special_ids": special_ids(root) if tokenizer is None else None, "vocab_size": vocabulary_size(root)}

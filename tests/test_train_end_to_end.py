@@ -1,0 +1,52 @@
+"""Fine-tuning on the model's own predictions: it changes them less afterwards, and the model is only read."""
+
+import pytest
+import torch
+
+from hfsae.attach import attach
+from hfsae.errors import InvalidValue, TrainingError
+from hfsae.evaluate import evaluate
+from hfsae.train import TrainConfig, finetune, train
+
+
+@pytest.fixture
+def ids():
+    return torch.randint(3, 96, (64, 32), generator=torch.Generator().manual_seed(0))
+
+
+def dictionary(model, ids, architecture="topk", **place):
+    config = TrainConfig(architecture=architecture, d_sae=64, k=4, tokens=4096, batch_size=256)
+    return train(model, ids, layer=1, config=config, progress=False, **place)
+
+
+def measured(model, sae, ids):
+    with attach(model, sae=sae, force=True) as attachment:
+        return evaluate(attachment, ids, progress=False)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "batchtopk"])
+def test_finetune_changes_the_predictions_less_and_leaves_the_model_alone(architecture, tiny_gpt2, ids):
+    sae = dictionary(tiny_gpt2, ids, architecture)
+    weights = {name: tensor.clone() for name, tensor in tiny_gpt2.state_dict().items()}
+    tuned = finetune(tiny_gpt2, ids, sae, tokens=8192, batch_size=8, context=32, learning_rate=1e-3)
+    assert measured(tiny_gpt2, tuned, ids).kl < 0.9 * measured(tiny_gpt2, sae, ids).kl
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in tiny_gpt2.state_dict().items())
+    assert all(parameter.grad is None for parameter in tiny_gpt2.parameters())
+    torch.testing.assert_close(tuned.W_dec.norm(dim=1), sae.W_dec.norm(dim=1))
+    assert tuned.statistics is not None
+
+
+def test_finetune_takes_transcoders(tiny_gpt2, ids):
+    sae = dictionary(tiny_gpt2, ids, write_layer=2)
+    tuned = finetune(tiny_gpt2, ids, sae, tokens=2048, batch_size=8, context=32, learning_rate=1e-3)
+    assert measured(tiny_gpt2, tuned, ids).kl < measured(tiny_gpt2, sae, ids).kl
+
+
+def test_finetune_refuses_what_cannot_work(tiny_gpt2, ids):
+    sae = dictionary(tiny_gpt2, ids)
+    with pytest.raises(InvalidValue, match="make no run"):
+        finetune(tiny_gpt2, ids, sae, tokens=0)
+    with pytest.raises(InvalidValue, match="no token that is spliced"):
+        finetune(tiny_gpt2, ids[:, :1], sae, tokens=64, context=32)
+    with pytest.raises(TrainingError, match="Lower learning_rate"):
+        finetune(tiny_gpt2, ids, sae, tokens=8192, context=32, learning_rate=1e20)
