@@ -1,8 +1,7 @@
 """The steering demo: its state, its engine and its page."""
 
 import math
-import subprocess
-import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -10,6 +9,7 @@ pytest.importorskip("gradio", reason="the demo extra is not installed")
 
 from dictionaries import as_in_production
 
+import hfsae.cli.demo
 from hfsae.default import FILES
 from hfsae.demo import render
 from hfsae.demo.cards import Cards
@@ -145,15 +145,6 @@ def test_each_unit_of_strength_is_the_same_edit(engine, handlers):
     assert costs == pytest.approx([costs[0]] * 3, rel=1e-4)
 
 
-def test_the_page_builds_and_its_endpoints_have_names():
-    script = """
-from hfsae.demo.app import demo
-print(*sorted(fn.api_name for fn in demo().fns.values() if fn.api_visibility == "public"))
-"""  # in a process of its own: gradio leaves event loops open
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-    assert {"generate", "inspect", "search", "contrast", "cost", "python"} <= set(told.split())
-
-
 def test_every_preset_changes_the_text(engine):
     presets = read_presets((FILES / "presets.json").read_text())
     assert 4 <= len(presets) <= 6
@@ -189,3 +180,14 @@ def test_what_a_browser_sends_is_checked(handlers):
     assert handlers.facts([{"kind": "ablate", "feature": 10**6}]) == {}
     *_, told = handlers.stream("", "x", [{"kind": "ablate", "feature": 10**6}], 4, 0.0, 0)
     assert "does not exist" in told["error"]
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_a_public_link_is_opened_on_request_alone_and_with_a_warning(share, monkeypatch, capsys):
+    asked = []
+    page = SimpleNamespace(block_thread=lambda: None)
+    monkeypatch.setattr("hfsae.cli.demo.build", lambda *_, **__: page)
+    monkeypatch.setattr("hfsae.cli.demo.launch", lambda _, **options: asked.append(options) or (None, "http://", None))
+    hfsae.cli.demo.demo(share=share)
+    assert asked == [{"port": None, "share": share, "block": False}]
+    assert ("Anyone with the link" in capsys.readouterr().out) == share

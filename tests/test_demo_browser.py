@@ -19,9 +19,8 @@ STEERED = "?prompt=The+default+value+is&edits=steer:3707:0.7&tokens=16"
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    with demo_server() as (address, _):
-        yield address
+def address() -> str:
+    return demo_server()[0]
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from hfsae.default import load_default
 from hfsae.demo.cards import Cards
 from hfsae.demo.components import head
 from hfsae.demo.engine import Engine
+from hfsae.demo.guard import Guard
 from hfsae.demo.handlers import Handlers
 from hfsae.demo.page import Preset, build, read_presets
 from hfsae.demo.state import Request
@@ -76,6 +77,8 @@ def launch(page: Any, *, port: int | None = None, share: bool = False, block: bo
         share: Open a public link through gradio's servers. Anyone with the link can use the model.
         block: Serve until interrupted; False returns at once.
     """
+    from starlette.middleware import Middleware
+
     page.queue(max_size=32, default_concurrency_limit=1, api_open=False)
     return page.launch(
         server_name="127.0.0.1",
@@ -93,6 +96,7 @@ def launch(page: Any, *, port: int | None = None, share: bool = False, block: bo
         ssr_mode=False,
         strict_cors=True,
         footer_links=["api"],
+        app_kwargs={"middleware": [Middleware(Guard)]},
         quiet=True,
     )
 
