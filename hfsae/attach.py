@@ -1,132 +1,27 @@
-"""Put a dictionary on a model: `attach` and the `Attachment` it returns.
+"""`attach`: put a dictionary on a model.
 
 1. Find the point (`hfsae.sites`) and the dictionary; check that they belong together. Nothing has changed so far.
-2. Mount the dictionary at the module, as an attribute; add it to the module's one hook; hook the module around.
-3. Edits make plans (`hfsae.edits`); the hook runs them (`hfsae.mount`, `hfsae.editing`). Detaching undoes step 2.
+2. Put it there (`hfsae.attachment`).
+3. Where asked to, measure whether it fits (`hfsae.check`), and warn where it does not.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from warnings import warn
 
-import torch
-from torch import nn
-
-from hfsae import edit_methods
-from hfsae.batching import guard_batching, unguard_batching
-from hfsae.belonging import check_belongs, find_dictionary
-from hfsae.errors import InvalidValue, did_you_mean
-from hfsae.forwards import owner_of
-from hfsae.hooks import capture
-from hfsae.mount import Mount
-from hfsae.mounting import check_name, found_in, liveness_of, owner_path, put, take_off
-from hfsae.reading import Recording, TopFeatures, as_inputs, find_tokenizer, pad, token_names, top_features, without
+from hfsae.attachment import Attachment, attachments, detach_all, own_place, placed
+from hfsae.belonging import find_dictionary
+from hfsae.check import fit_of
+from hfsae.errors import HfsaeWarning, InvalidValue, did_you_mean
+from hfsae.reading import find_tokenizer
 from hfsae.sae.base import SparseCoder
-from hfsae.sae.sparse import SparseFeatures
-from hfsae.sites import Point, Site, resolve, unwrap
-from hfsae.tracing import dispatch, guard_remote
+from hfsae.sites import resolve, unwrap
+from hfsae.tracing import dispatch
+
+__all__ = ["Attachment", "attach", "attachments", "detach_all"]
 
 ERRORS = ("keep", "detach")
-
-
-@dataclass(frozen=True, eq=False)
-class Attachment:
-    """A dictionary on a model: what edits it, reads it and takes it off again. Made by `attach`."""
-
-    model: Any
-    """The model as it was given."""
-    mount: Mount
-    """Where the dictionary sits: ``model.transformer.h[8].sae``."""
-    point: Point
-    """What the dictionary reads."""
-    write_point: Point
-    """What it writes over; the same, except in transcoders."""
-    owner: nn.Module
-    """The module around that knows masks and positions."""
-
-    @property
-    def dictionary(self) -> SparseCoder:
-        """The dictionary itself."""
-        return self.mount.dictionary
-
-    @property
-    def site(self) -> Site:
-        """Where it reads."""
-        return self.point.site
-
-    @property
-    def module_path(self) -> str:
-        """Path of the module it sits on."""
-        return self.write_point.path
-
-    @property
-    def live(self) -> bool:
-        """False once detached, or once the module was replaced by another."""
-        watch = liveness_of(self.mount)
-        return watch is not None and watch.holds(self.owner)
-
-    ablate = edit_methods.ablate
-    set = edit_methods.set_
-    scale = edit_methods.scale
-    clamp = edit_methods.clamp
-    steer = edit_methods.steer
-    patch = edit_methods.patch
-    splice = edit_methods.splice
-    replace = edit_methods.replace
-    clear = edit_methods.clear
-
-    def record(self) -> Recording:
-        """Return a context manager that keeps the features of every token that passes, in any forward or generate."""
-        return Recording(self.mount)
-
-    def top_features(self, inputs: Any, k: int = 8, *, tokenizer: Any = None) -> TopFeatures:
-        """Return the ``k`` strongest features of each token; the forward stops at the site.
-
-        Args: inputs: What a tokenizer returns, token ids, or text (with ``tokenizer``, or the model's own).
-        """
-        if isinstance(inputs, str):
-            inputs = (tokenizer or find_tokenizer(self.model))(inputs)
-        tensors = as_inputs(inputs, unwrap(self.model))
-        codes = self._encode(tensors)
-        return top_features(self.dictionary, codes, tensors, token_names(inputs, tensors), k)
-
-    def features_of(self, texts: str | Sequence[str], *, tokenizer: Any = None) -> SparseFeatures:
-        """Return the features of texts, ``[texts, tokens, d_sae]``; behind the end of a short one none fires."""
-        listed = [texts] if isinstance(texts, str) else list(texts)
-        if not listed:
-            raise InvalidValue("texts is empty. One text or more was expected.")
-        tokens = [(tokenizer or find_tokenizer(self.model))(text)["input_ids"] for text in listed]
-        tensors = as_inputs(pad(tokens), unwrap(self.model))
-        return without(self._encode(tensors), tensors["attention_mask"] == 0)
-
-    def _encode(self, inputs: dict[str, Any]) -> SparseFeatures:
-        (x,) = capture(self.model, [self.point], **inputs)
-        with torch.no_grad():
-            return self.mount.dictionary_on(x.device).encode_sparse(x)
-
-    def detach(self) -> None:
-        """Take the dictionary off: no attribute, hook or class stays behind. Harmless when already done."""
-        if self.mount.attached:
-            take_off(self.mount, self.point, self.write_point, self.owner)
-            if not attachments(self.model):
-                unguard_batching(unwrap(self.model))
-
-    def __enter__(self) -> "Attachment":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.detach()
-
-    def __repr__(self) -> str:
-        state = "" if self.live else ", no longer live"
-        return f"Attachment({self.mount.name!r} at {self.module_path}: {self.dictionary}{state})"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Attachment) and other.mount is self.mount
-
-    def __hash__(self) -> int:
-        return hash(self.mount)
 
 
 def attach(  # noqa: PLR0913 - where, what and how, all but the first two by keyword
@@ -142,6 +37,7 @@ def attach(  # noqa: PLR0913 - where, what and how, all but the first two by key
     error: str = "keep",
     trainable: bool = False,
     force: bool = False,
+    check: object = None,
 ) -> Attachment:
     """Put a dictionary on a model and return what edits and reads it; idle, the model computes bit for bit what it did.
 
@@ -156,6 +52,7 @@ def attach(  # noqa: PLR0913 - where, what and how, all but the first two by key
         error: ``"detach"`` lets gradients pass through the features alone, for attribution.
         trainable: Register the dictionary's parameters with the model, so that optimizers see them.
         force: Attach a dictionary of another site, layer or model all the same.
+        check: Texts or token ids on which `hfsae.check` measures whether it fits; a warning says what is wrong.
     Raises:
         SiteNotFound, OutOfRange: when the model has no such place.
         DictionaryNotFound: when none is registered.
@@ -168,54 +65,24 @@ def attach(  # noqa: PLR0913 - where, what and how, all but the first two by key
     root = unwrap(model)
     wanted: dict[str, Any] = {"layer": layer, "site": site, "module": module, "io": io, "stack": stack}
     if layer is None and module is None and isinstance(sae, SparseCoder) and "." not in site:
-        wanted |= _own_place(sae)
+        wanted |= own_place(sae)
     read = resolve(root, **wanted)
     dictionary = find_dictionary(sae, root, read.site)
-    write = _write_point(root, dictionary, read)
-    check_belongs(dictionary, root, read, write, force=force)
-    check_name(write.module, name)
-    path = owner_path(root, write.path)
-    owner = root.get_submodule(path)
-    mount = Mount(dictionary, owner_of(owner), name=name, detach_error=error == "detach", trainable=trainable)
-    put(mount, read, write, write.path[len(path) :].lstrip("."))
-    guard_remote()
-    guard_batching(root)
-    return Attachment(model, mount, read, write, owner)
+    attachment = placed(
+        model, dictionary, read, name=name, detach_error=error == "detach", trainable=trainable, force=force
+    )
+    if check is not None:
+        _warn_of_misfit(attachment, check)
+    return attachment
 
 
-def attachments(model: Any) -> list[Attachment]:
-    """Return what is attached to a model, in the order of its modules."""
-    return [Attachment(model, mount, read, write, owner) for mount, read, write, owner in found_in(unwrap(model))]
-
-
-def detach_all(model: Any) -> None:
-    """Take every dictionary off a model."""
-    for attachment in attachments(model):
+def _warn_of_misfit(attachment: Attachment, texts: object) -> None:
+    listed = [texts] if isinstance(texts, str) else texts
+    in_words = isinstance(listed, Sequence) and all(isinstance(text, str) for text in listed)
+    try:
+        fit = fit_of(attachment, listed, tokenizer=find_tokenizer(attachment.model) if in_words else None)
+    except BaseException:
         attachment.detach()
-
-
-def _own_place(sae: SparseCoder, read: bool = True) -> dict[str, Any]:
-    """Return where a dictionary says that it reads, or writes, as arguments of `resolve`."""
-    config = sae.config
-    if read:
-        found = {"module": config.module, "io": config.io, "layer": config.layer, "site": config.site}
-    else:
-        found = {"module": config.write_module, "layer": config.write_layer, "site": config.write_site}
-    kept = {name: value for name, value in found.items() if value is not None}
-    return {"module": kept["module"], "io": kept.get("io", "output")} if "module" in kept else kept
-
-
-def _write_point(root: nn.Module, sae: SparseCoder, read: Point) -> Point:
-    """Return where the dictionary writes: where it reads, unless it is a transcoder."""
-    if not sae.config.is_transcoder:
-        return read
-    place = _own_place(sae, read=False)
-    if "module" in place:
-        return resolve(root, module=place["module"])
-    layer = place.get("layer", read.site.layer)
-    if layer is None:
-        raise InvalidValue(
-            "The transcoder does not say where it writes. A write_module, or a layer to count from, was expected. "
-            "Set it in its config, or attach it by layer=."
-        )
-    return resolve(root, layer, place.get("site", "mlp_out"), stack=read.site.stack)
+        raise
+    if not fit.ok:
+        warn(f"{attachment.dictionary} at {attachment.site}: {' '.join(fit.problems)}", HfsaeWarning, stacklevel=3)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfsae.attach import Attachment, attachments
+from hfsae.attachment import Attachment, attachments
 from hfsae.edits import Edit, Part
 from hfsae.errors import InvalidValue, Unsupported
 from hfsae.hooks import capture

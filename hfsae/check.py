@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfsae.attach import attach
+from hfsae.attachment import Attachment, own_place, placed
 from hfsae.data.tokens import batches
 from hfsae.dictionary import SAE
 from hfsae.errors import HfsaeError, InvalidValue
@@ -27,6 +27,7 @@ from hfsae.hooks import capture
 from hfsae.metrics import fvu
 from hfsae.sae.base import SparseCoder
 from hfsae.sites import SITES, Point, base_model_id, blocks, resolve, unwrap
+from hfsae.tracing import dispatch
 
 __all__ = ["Fit", "check"]
 
@@ -77,16 +78,34 @@ def check(  # noqa: PLR0913 - what, where and how strictly, all but the first th
         InvalidValue: when the data hold nothing to measure, or the tolerance is negative.
         SiteNotFound, Mismatch: when the model has no such place, or one of another width.
     """
+    sae = dictionary if isinstance(dictionary, SparseCoder) else SAE.from_pretrained(dictionary)
+    dispatch(model)
+    read = resolve(unwrap(model), **own_place(sae))
+    with placed(model, sae, read, name="hfsae_check", force=True) as attachment:
+        return fit_of(
+            attachment, texts, tokenizer=tokenizer, recorded=recorded, max_tokens=max_tokens, tolerance=tolerance
+        )
+
+
+def fit_of(
+    attachment: Attachment,
+    texts: object,
+    *,
+    tokenizer: Any = None,
+    recorded: Mapping[str, Any] | None = None,
+    max_tokens: int = 4096,
+    tolerance: float = 0.1,
+) -> Fit:
+    """Measure whether an attached dictionary fits where it is; otherwise as `check`."""
     if tolerance < 0:
         raise InvalidValue(f"tolerance={tolerance} is negative. It is how much worse than recorded is accepted.")
-    sae = dictionary if isinstance(dictionary, SparseCoder) else SAE.from_pretrained(dictionary)
+    sae, model = attachment.dictionary, attachment.model
     known = recorded if recorded is not None else _recorded(sae)
-    with attach(model, sae=sae, force=True, name="hfsae_check") as attachment:
-        found = evaluate(attachment, texts, tokenizer=tokenizer, max_tokens=max_tokens, progress=False)
+    found = evaluate(attachment, texts, tokenizer=tokenizer, max_tokens=max_tokens, progress=False)
     problems = [*_of_base_model(model, sae), *_against(found, known, tolerance)]
     proved = "fvu" in known and found.fvu <= _POOR and not _is_worse(found.fvu, known["fvu"], tolerance)
     if not proved and not sae.config.is_transcoder:
-        problems += _where_it_fits(model, sae, texts, tokenizer, max_tokens)
+        problems += _where_it_fits(attachment, texts, tokenizer, max_tokens)
     return Fit(found, tuple(problems))
 
 
@@ -128,12 +147,12 @@ def _negated(value: object) -> float | None:
     return -value if isinstance(value, (int, float)) else None
 
 
-def _where_it_fits(model: nn.Module, sae: SparseCoder, texts: object, tokenizer: Any, max_tokens: int) -> list[str]:
+def _where_it_fits(attachment: Attachment, texts: object, tokenizer: Any, max_tokens: int) -> list[str]:
     """Name the scale, or the other site or layer, at which the reconstruction is far better; the best one alone."""
+    model, sae, own = attachment.model, attachment.dictionary, attachment.point
     device = next(unwrap(model).parameters()).device
     data = batches(texts, tokenizer=tokenizer, batch_size=8, max_tokens=max_tokens)
     batch = next(iter(data)).to(device)
-    own = resolve(model, **_place(sae))
     points = [own, *(point for point in _points(model, sae) if (point.path, point.io) != (own.path, own.io))]
     kept = batch.valid & ~batch.special_mask
     activations = [x[kept] for x in capture(model, points, **batch.model_inputs())]
@@ -151,13 +170,6 @@ def _where_it_fits(model: nn.Module, sae: SparseCoder, texts: object, tokenizer:
     ]
     best, words = min(found, key=lambda item: item[0], default=(math.inf, ""))
     return [words.format(best)] if best < _BETTER * here else []
-
-
-def _place(sae: SparseCoder) -> dict[str, Any]:
-    config = sae.config
-    if config.module is not None:
-        return {"module": config.module, "io": config.io}
-    return {"layer": config.layer, "site": config.site or "resid_post", "stack": config.stack}
 
 
 def _points(model: nn.Module, sae: SparseCoder) -> list[Point]:

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from hfsae.attach import Attachment
+from hfsae.attachment import Attachment
 from hfsae.data.limits import longest_row, special_ids, vocabulary_size
 from hfsae.data.tokens import batches
 from hfsae.errors import InvalidValue, did_you_mean

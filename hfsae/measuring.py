@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hfsae.attach import Attachment
+from hfsae.attachment import Attachment
 from hfsae.data.tokens import TokenBatch, TokenCounts, spliced_mask
 from hfsae.errors import InvalidValue
 from hfsae.evaluation import Evaluation
 from hfsae.hooks import capture
-from hfsae.metrics import FiringSums, ReconstructionSums, loss_recovered
+from hfsae.metrics import FiringSums, ReconstructionSums, Spread, loss_recovered
 from hfsae.passes import Passes, Run, predicts_next_token
 from hfsae.sae.config import SAEConfig
 from hfsae.scoring import VARIANTS, CallerLosses, Losses, LossFn, NextTokenLosses
@@ -58,6 +58,7 @@ class Measuring:
         self.losses: Losses | None = None
         self.reconstruction = ReconstructionSums(policy.d_write)
         self.firing = FiringSums(policy.d_sae)
+        self.l0s, self.errors = Spread(), Spread()
         self.valid = 0
         self.ablated: list[_Ablated] = []
         self._rows_may_be_shared: bool | None = None if loss_fn is None and self.passes.is_residual else False
@@ -130,6 +131,8 @@ class Measuring:
             l0=firing.l0,
             density=firing.density,
             dead_fraction=firing.dead_fraction,
+            l0_histogram=self.l0s.histogram(),
+            fvu_histogram=self.errors.histogram(unit=sums.variance) if sums.variance else (),
             tokens_valid=self.valid,
             tokens_spliced=sums.tokens,
             documents=counts.documents,
@@ -170,7 +173,10 @@ class Measuring:
         x_hat = dictionary.decode(f, x=x).to(y)
         _check_finite(x_hat, f"The reconstructions at {self.write.site}", number)
         self.reconstruction.add(y, x_hat)
-        self.firing.add(f.fired()[1], len(x))
+        token, feature, _ = f.fired()
+        self.firing.add(feature, len(x))
+        self.l0s.add(torch.bincount(token, minlength=len(x)))
+        self.errors.add((y - x_hat).float().square().sum(-1))
         return x_hat
 
     def _zeroed(self, run: Run, rows: Tensor, mask: Tensor) -> Run:

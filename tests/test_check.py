@@ -1,15 +1,16 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 
-from hfsae.attach import attach, attachments
+from hfsae.attach import attach, attachments, detach_all
 from hfsae.check import check
 from hfsae.default import default_texts, load_default
 from hfsae.dictionary import SAE
-from hfsae.errors import InvalidValue
+from hfsae.errors import HfsaeWarning, InvalidValue
 from hfsae.hooks import capture
 from hfsae.sae.config import SAEConfig
 from hfsae.sites import resolve
@@ -104,3 +105,19 @@ def test_command_ends_with_1_where_it_does_not_fit(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 1, done.stderr
     assert "It does not fit:\n  - It fits at resid_post.layer_2" in done.stdout
+
+
+def test_attach_warns_of_a_misfit_when_asked_to(tmp_path):
+    model, _ = load_default()
+    sae, texts = attach(model, layer=2).dictionary, default_texts("validation")[:2]
+    detach_all(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        attach(model, sae=moved(sae), check=texts).detach()
+    with pytest.warns(HfsaeWarning, match="It fits at resid_post.layer_2"):
+        attachment = attach(model, sae=moved(sae, layer=1), check=texts)
+    assert attachment.live
+    attachment.detach()
+    with pytest.raises(InvalidValue):
+        attach(model, sae=moved(sae), check=[])
+    assert attachments(model) == []

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hfsae.attach import Attachment
+from hfsae.attachment import Attachment
 from hfsae.data.tokens import TokenBatch, spliced_mask
 from hfsae.hooks import capture
 from hfsae.sites import unwrap

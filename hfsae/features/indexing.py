@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hfsae.attach import Attachment
+from hfsae.attachment import Attachment
 from hfsae.data.limits import longest_row, special_ids, vocabulary_size
 from hfsae.data.tokens import TokenBatch, batches
 from hfsae.errors import InvalidValue, Mismatch

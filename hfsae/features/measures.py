@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hfsae.attach import Attachment
+from hfsae.attachment import Attachment
 from hfsae.data.limits import longest_row, special_ids
 from hfsae.data.tokens import batches
 from hfsae.errors import InvalidValue, Mismatch
