@@ -128,6 +128,7 @@ def test_on_a_known_world_true_features_stand_for_themselves_and_neurons_do_not(
     standing = {row.name: row for row in compare_with_controls(knowing_the_truth(WORLD), samples)}
     trained, neurons, random = (standing[n] for n in ("trained dictionary", "neuron basis", "random directions"))
     assert trained.purity.mean > 0.9
+    assert standing["trained, busiest 32"].live == 32
     for other in (neurons, random):
         assert trained.purity.mean - trained.purity.half_width > other.purity.mean + other.purity.half_width + 0.2
         assert trained.f1.mean - trained.f1.half_width > other.f1.mean + other.f1.half_width + 0.2
@@ -146,6 +147,12 @@ def test_text_is_labelled_by_its_tokens_those_before_and_their_classes(tiny_gpt2
     assert torch.equal(samples.tokens[1:, 1][following] - vocabulary, samples.tokens[:-1, 0][following])
     assert torch.equal(samples.masks[:, :2], samples.tokens)
     assert samples.group.unique().tolist() == [0, 1]
+    assert samples.masks[:, 2:].min() == -1
+    wide = SAE(SAEConfig(architecture="topk", d_in=32, d_sae=200, k=4))
+    names = [row.name for row in compare_with_controls(wide, samples, seeds=(0, 1))]
+    assert names == [
+        *("trained dictionary", "neuron basis", "MLP neurons", "trained, busiest 128", "random directions")
+    ]
     attachment.detach()
 
 

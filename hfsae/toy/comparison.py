@@ -43,6 +43,8 @@ PATTERNS = {
     "comment": r"#",
 }
 """Name to the regular expression of a class of tokens."""
+BUSIEST = "trained, busiest"
+"""What the standing of the features that fire most often is called, before their number."""
 _STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """Number of values to the 97.5 % quantile of Student's t for their mean."""
 
@@ -166,6 +168,9 @@ def _labels(batch: TokenBatch, named: Sequence[TokenMask], vocabulary: int) -> t
 def compare_with_controls(dictionary: SAE, samples: Samples, *, seeds: Sequence[int] = (0, 1, 2)) -> list[Standing]:
     """Score a TopK dictionary, the neuron basis, random directions and MLP neurons alike, over all live elements.
 
+    A mean over thousands of elements has many rare ones in it, which nothing predicts well. So the features that fire
+    most often stand beside them once more, as many as there are neurons.
+
     The interval covers the cut of the samples and, for random directions, their draw; there is one trained dictionary,
     so what another training would give is not in it.
 
@@ -189,14 +194,25 @@ def compare_with_controls(dictionary: SAE, samples: Samples, *, seeds: Sequence[
 def _fixed(dictionary: SAE, samples: Samples) -> dict[str, SparseFeatures]:
     """Return what fires in the dictionaries that are the same for every seed."""
     basis = neuron_basis(dictionary)
-    fired = {"trained dictionary": _encoded(dictionary, samples.x), "neuron basis": _encoded(basis, samples.x)}
+    trained, coordinates = (_encoded(each, samples.x) for each in (dictionary, basis))
+    fired = {"trained dictionary": trained, "neuron basis": coordinates}
+    neurons = coordinates
     if samples.neurons is not None:
         # A neuron's activation is its own code: what is below zero after a GELU counts as silent.
         strongest = samples.neurons.topk(basis.config.k or 1, dim=-1)
-        fired["MLP neurons"] = SparseFeatures(
-            strongest.values.relu(), strongest.indices, d_sae=samples.neurons.shape[-1]
-        )
+        neurons = SparseFeatures(strongest.values.relu(), strongest.indices, d_sae=samples.neurons.shape[-1])
+        fired["MLP neurons"] = neurons
+    if neurons.d_sae < trained.d_sae:
+        fired[f"{BUSIEST} {neurons.d_sae}"] = _busiest(trained, neurons.d_sae)
     return fired
+
+
+def _busiest(f: SparseFeatures, most: int) -> SparseFeatures:
+    """Return the same without all but the features that fire most often."""
+    _, feature, _ = f.fired()
+    kept = torch.zeros(f.d_sae, dtype=torch.bool)
+    kept[torch.bincount(feature, minlength=f.d_sae).topk(most).indices] = True
+    return SparseFeatures(f.values * kept[f.indices], f.indices, d_sae=f.d_sae)
 
 
 @torch.no_grad()

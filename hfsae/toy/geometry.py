@@ -4,7 +4,7 @@ import math
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Generator, Tensor
 
 from hfsae.errors import InvalidValue, did_you_mean
 
@@ -35,6 +35,22 @@ def gaps(W: Float[Tensor, "n two"]) -> Float[Tensor, " n"]:
     angle = torch.atan2(W[:, 1], W[:, 0]).sort().values
     turn = torch.cat([angle[1:], angle[:1] + 2 * math.pi]) - angle
     return torch.rad2deg(turn).sort().values
+
+
+def measured_interference(d: int, active: int, *, count: int = 4000, seed: int = 0) -> float:
+    """Return the standard deviation of what random unit features add to the reading of another one, as sampled.
+
+    `hfsae.toy.closed_form.interference` is its formula.
+
+    Args:
+        d: Dimensions.
+        active: Features that are active beside the one that is read.
+        count: Samples, each with directions of its own.
+        seed: Of the directions.
+    """
+    drawn = torch.randn(count, active + 1, d, generator=Generator().manual_seed(seed))
+    unit = torch.nn.functional.normalize(drawn, dim=-1)
+    return float((unit[:, 0] * unit[:, 1:].sum(dim=1)).sum(dim=-1).std())
 
 
 def _circle(n: int, height: float = 0.0, turn: float = 0.0) -> Float[Tensor, "n three"]:

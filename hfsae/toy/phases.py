@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Generator, Tensor
 
 from hfsae.errors import InvalidValue, did_you_mean
@@ -23,6 +23,7 @@ SHAPE_DENSITY = {
 """Shape to a density of inputs at which toys of its n and d settle into it. The triangle and the tetrahedron need dense
 inputs: with sparse ones a digon beside lone features is better, since a ReLU hides what antipodal features say."""
 _HELD = 0.3
+_COUNTED = 0.5
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -92,6 +93,8 @@ class Holding:
     """Probability that a feature is active."""
     held: Float[Tensor, " toys"]
     """`features_held`."""
+    count: Int[Tensor, " toys"]
+    """How many features are longer than a half; unlike `held` it does not grow with their lengths."""
     dimensionality: Float[Tensor, "toys n"]
     """Share of a dimension that each feature has; a row adds up to d at most."""
 
@@ -113,7 +116,12 @@ def holding(
     """
     config = ToyConfig(n=n, d=d, toys=len(densities), steps=steps, learning_rate=0.02, seed=seed)
     toys = train_toys(config, lambda generator: sparse_inputs(batch, n, densities, generator))
-    return Holding(densities=densities, held=features_held(toys.W), dimensionality=dimensionality(toys.W))
+    return Holding(
+        densities=densities,
+        held=features_held(toys.W),
+        count=(toys.W.norm(dim=-1) > _COUNTED).sum(dim=-1),
+        dimensionality=dimensionality(toys.W),
+    )
 
 
 def settle(name: str, *, restarts: int = 6, steps: int = 1000, seed: int = 0) -> ToyModel:

@@ -50,7 +50,7 @@ class RecoverySweep:
 
 
 def recovery_sweep(
-    coherences: Sequence[float] = (0.0, 0.4, 0.8),
+    coherences: Sequence[float] = (0.0, 0.6, 0.9),
     l0s: Sequence[float] = (1.0, 2.0, 4.0, 8.0, 16.0),
     *,
     n: int = 128,
