@@ -99,18 +99,16 @@ class Owner:
 
     def before(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Run as a forward pre-hook."""
-        if torch.compiler.is_compiling():
-            return
-        for check in self.checks:
-            check(module)
+        if not torch.compiler.is_compiling():
+            for check in self.checks:
+                check(module)
         # The cache grows during the forward, so it is read now; the rest when, and if, an edit asks.
         past = _cached_tokens(_named(self._parameters, args, kwargs))
         _under_way_here()[id(self)] = partial(forward_of, self._parameters, args, kwargs, past)
 
     def after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
         """Run as a forward hook, also when the forward failed."""
-        if not torch.compiler.is_compiling():
-            _under_way_here().pop(id(self), None)
+        _under_way_here().pop(id(self), None)
 
     def forward(self) -> Forward | None:
         """Return what is known of the forward under way in this thread; None outside one."""

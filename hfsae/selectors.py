@@ -9,7 +9,6 @@ import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, SupportsIndex, TypeGuard
 
 import torch
@@ -34,13 +33,16 @@ class Tokens:
         self.flattened_from = batch if batch is not None and tuple(shape) == (math.prod(batch),) else None
         """Batch and sequence that a site's ``[tokens, width]`` was flattened from, where it was."""
         self.shape = self.flattened_from or tuple(shape)
+        self._generation: Generation | Literal[False] | None = False
 
-    @cached_property
+    @property
     def generation(self) -> Generation | None:
         """What `generate` is doing, if it is."""
-        return None if torch.compiler.is_compiling() else generation_under_way()
+        if self._generation is False:
+            self._generation = None if torch.compiler.is_compiling() else generation_under_way()
+        return self._generation
 
-    @cached_property
+    @property
     def mask(self) -> Tensor | None:
         """The attention mask: what the forward was given or, where its cache does not count, what `generate` holds."""
         if self.forward.attention_mask is None and self.forward.past is None and self.generation is not None:
@@ -79,7 +81,7 @@ class Tokens:
             )
         return values.repeat_interleave(self.expand, 0) if self.expand > 1 else values
 
-    @cached_property
+    @property
     def columns(self) -> Tensor:
         """Index of each token in its row, padding and cached tokens counted: ``[seq]``."""
         past = self.past
@@ -90,7 +92,7 @@ class Tokens:
             )
         return torch.arange(self.shape[-1], device=self.device) + past
 
-    @cached_property
+    @property
     def past(self) -> int | Tensor | None:
         """Columns before this forward's; None where nothing tells."""
         if self.mask is not None and self.mask.ndim == 2:
@@ -99,7 +101,7 @@ class Tokens:
             return self.generation.columns - self.shape[-1]
         return self.forward.past
 
-    @cached_property
+    @property
     def real(self) -> Tensor | None:
         """Which tokens are real, ``[batch, seq]``; None when all are."""
         mask = self.mask
@@ -107,7 +109,7 @@ class Tokens:
             return None
         return mask[:, mask.shape[1] - self.shape[-1] :].to(self.device) != 0
 
-    @cached_property
+    @property
     def positions(self) -> Tensor:
         """Position of each token among the real ones, ``[batch, seq]`` or ``[1, seq]``; of padding: meaningless."""
         mask, ids = self.mask, self.forward.position_ids
@@ -122,34 +124,31 @@ class Tokens:
             )
         return self.columns[None]
 
-    @cached_property
+    @property
     def _real_so_far(self) -> Tensor:
         assert self.mask is not None
         return (self.mask != 0).to(self.device).long().cumsum(-1)
 
-    @cached_property
-    def prompt_columns(self) -> int | None:
-        """Columns of the prompt; None where this forward only holds tokens that came after it."""
+    @property
+    def prompt_columns(self) -> int | Tensor:
+        """Columns of the prompt; 0 where this forward only holds tokens that came after it."""
         if self.generation is not None and self.generation.prompt is not None:
             return self.generation.prompt
-        past = self.past
-        return None if past is None or int(past) else self.shape[-1]
+        if isinstance(self.past, Tensor):
+            return torch.where(self.past == 0, self.shape[-1], 0)
+        return 0 if self.past else self.shape[-1]
 
-    @cached_property
+    @property
     def from_end(self) -> Tensor:
         """Position counted from the end of the prompt, whose last real token is -1; generated tokens are >= 0."""
-        prompt, mask = self.prompt_columns, self.mask
-        if prompt is None:
-            return torch.zeros_like(self.columns)[None]
-        if mask is not None and mask.ndim == 2:
+        prompt = self.prompt_columns
+        if self.mask is not None and self.mask.ndim == 2 and isinstance(prompt, int) and prompt:
             return self.positions - self._real_so_far[:, prompt - 1 : prompt]
         return (self.columns - prompt)[None]
 
     def in_phase(self, phase: str) -> Tensor:
         """Return which tokens belong to the prompt, or came after it: ``[1, seq]``."""
-        prompt = self.prompt_columns
-        columns = self.columns[None]
-        generated = torch.ones_like(columns, dtype=torch.bool) if prompt is None else columns >= prompt
+        generated = self.columns[None] >= self.prompt_columns
         return generated if phase == "generated" else ~generated
 
 

@@ -56,6 +56,59 @@ def test_edits_of_one_structure_share_one_graph():
     assert len(graphs) <= 2
 
 
+def steered_everywhere(att):
+    """Return an edit of as many parts as there are ways to select tokens."""
+    ways = (
+        {"positions": [0, 4, 11]},
+        {"positions": -1},
+        {"positions": slice(2, -2)},
+        {"phase": "prompt"},
+        {"rows": [1]},
+    )
+    edit = att.steer(3, torch.tensor([2.0, 9.0]), phase="generated")
+    for feature, where in enumerate(ways, start=5):
+        edit |= att.steer(feature, 5.0, **where)
+    return edit
+
+
+@unchecked
+@pytest.mark.filterwarnings("ignore::hfsae.HfsaeWarning")  # a lone forward generates nothing
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_compiled_forwards_count_real_tokens(family):
+    model, inputs = tiny(family), inputs_for(family)
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    inputs["attention_mask"][0, :3] = 0
+    torch.compiler.reset()
+    with attach(model, 1, sae=dictionary()) as att, steered_everywhere(att):
+        expected = logits(model, inputs)
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        torch.testing.assert_close(logits(compiled, inputs), expected, atol=1e-5, rtol=1e-5)
+
+
+@unchecked
+def test_generating_with_a_compiled_decoder_selects_the_same_tokens():
+    from transformers import CompileConfig
+
+    model, ids = tiny("llama"), inputs_for("llama")["input_ids"]
+    mask = torch.ones_like(ids)
+    mask[0, :3] = 0
+    graphs = []
+
+    def backend(graph, _examples):
+        graphs.append(graph)
+        return graph.forward
+
+    compiling = CompileConfig(backend=backend, mode=None)
+    compiling._compile_all_devices = True  # transformers compiles on accelerators alone
+    options = {"attention_mask": mask, "max_new_tokens": 4, "min_new_tokens": 4, "do_sample": False}
+    with attach(model, 1, sae=dictionary()) as att, steered_everywhere(att):
+        expected = model.generate(ids, **options)
+        torch.compiler.reset()
+        found = model.generate(ids, cache_implementation="static", compile_config=compiling, **options)
+    assert torch.equal(found, expected)
+    assert len(graphs) == 1
+
+
 @unchecked
 def test_an_exported_model_keeps_its_splice():
     model, inputs = tiny("gpt2"), inputs_for("gpt2")
@@ -88,4 +141,4 @@ def test_all_this_in_a_process_without_type_checks():
         command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "4 passed" in done.stdout
+    assert "7 passed" in done.stdout
