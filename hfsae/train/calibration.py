@@ -1,4 +1,4 @@
-"""From trained weights to a finished dictionary: scaling undone, threshold calibrated, features measured.
+"""From trained weights to a finished dictionary: scaling undone, thresholds and gains calibrated, features measured.
 
 Training works on ``s x`` (and reconstructs ``t y``) with decoder rows of length 1. As ReLU, top-k and thresholds all
 commute with a positive factor, the finished dictionary reads x itself when
@@ -7,7 +7,7 @@ commute with a positive factor, the finished dictionary reads x itself when
     b_dec <- b_dec / t,     W_skip <- W_skip s / t,   W_dec as it is.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfsae.sae.base import SparseCoder
-from hfsae.sae.kernels import topk_scan
+from hfsae.sae.kernels import gather_decode, products_at, threshold_scan, topk_scan
 from hfsae.sae.statistics import FeatureStatistics
 
 _SLOTS = 8
 """Candidates of a token when a threshold is sought, as a multiple of the mean number that fire."""
+_PULL = 10.0
+"""How many firings weigh as much as the wish to leave a feature's scale as it is."""
+_LEAST_GAIN = 0.1
+_ITERATIONS = 20
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,52 @@ def threshold_for(tensors: dict[str, Tensor], x: Float[Tensor, "sample d_in"], l
     values, _ = topk_scan(x - centre, tensors["W_enc"], tensors["b_enc"], slots)
     kept = min(round(l0 * len(x)), values.numel() - 1)
     return values.flatten().topk(kept + 1).values[-1]
+
+
+@torch.no_grad()
+def unshrunk(tensors: dict[str, Tensor], x: Float[Tensor, "sample d_in"], y: Float[Tensor, "sample d_out"]) -> None:
+    """Scale each feature so that together they reconstruct best; which of them fire does not change.
+
+    L1 takes something off every value. Least squares for one factor a feature, by conjugate gradients, drawn towards 1
+    where a feature fires too seldom to tell.
+
+    Source: Wright and Sharkey 2024, "Addressing feature suppression in SAEs"; they train the factors.
+    """
+    centre = tensors["b_pre"] if "b_pre" in tensors else tensors["b_dec"]
+    values, ids, offsets = threshold_scan(x - centre, tensors["W_enc"], tensors["b_enc"], None)
+    left = y - tensors["b_dec"]
+    if "W_skip" in tensors:
+        left = left - x @ tensors["W_skip"].T
+    if not len(values):
+        return
+    pull = float(values.square().mean()) * _PULL
+
+    def correlation(output: Tensor) -> Tensor:
+        """Return, for each feature, the sum of its value times what is written along it."""
+        along = values * products_at(output, tensors["W_dec"], ids, offsets)
+        return torch.zeros_like(tensors["b_enc"]).index_add_(0, ids, along)
+
+    def normal(gains: Tensor) -> Tensor:
+        return correlation(gather_decode(values * gains[ids], ids, tensors["W_dec"], None, offsets)) + pull * gains
+
+    ones = torch.ones_like(tensors["b_enc"])
+    residual = correlation(left) + pull * ones - normal(ones)
+    gains = (ones + _conjugate_gradients(normal, residual)).clamp(min=_LEAST_GAIN)
+    tensors["W_enc"] = tensors["W_enc"] * gains[:, None]
+    tensors["b_enc"] = tensors["b_enc"] * gains
+
+
+def _conjugate_gradients(product: Callable[[Tensor], Tensor], target: Tensor) -> Tensor:
+    """Return about the solution of ``product(solution) = target``, where the product is symmetric and positive."""
+    solution, residual = torch.zeros_like(target), target
+    direction, square = residual, residual.square().sum()
+    for _ in range(_ITERATIONS):
+        moved = product(direction)
+        step = square / (direction * moved).sum().clamp(min=1e-30)
+        solution, residual = solution + step * direction, residual - step * moved
+        new = residual.square().sum()
+        direction, square = residual + new / square.clamp(min=1e-30) * direction, new
+    return solution
 
 
 @torch.no_grad()

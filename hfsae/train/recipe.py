@@ -103,6 +103,8 @@ class Recipe(nn.Module):
     """Whether L0 is held by a controller on a coefficient."""
     calibrated: ClassVar[bool] = False
     """Whether the threshold is found after training, as the one that holds L0 on fresh activations."""
+    shrinks: ClassVar[bool] = False
+    """Whether its sparsity loss makes values too small; they are scaled up after training."""
 
     variance: Tensor
 

@@ -105,6 +105,7 @@ class Standard(Recipe):
     settings: ClassVar[dict[str, Any]] = {"unit_decoder": False}
     start = 0.6
     controlled = True
+    shrinks = True
 
     def own_terms(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
         """Return the terms of a batch."""

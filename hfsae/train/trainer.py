@@ -21,7 +21,7 @@ from hfsae.data.ring import ShuffleRing
 from hfsae.dictionary import SAE
 from hfsae.errors import HfsaeWarning, TrainingError
 from hfsae.sae.config import SAEConfig
-from hfsae.train.calibration import Scales, measure, threshold_for
+from hfsae.train.calibration import Scales, measure, threshold_for, unshrunk
 from hfsae.train.callbacks import Callback, Figures
 from hfsae.train.checkpoints import Checkpoints
 from hfsae.train.config import TrainConfig
@@ -75,7 +75,7 @@ class Trainer:
         self.tokens = 0
         self._probe = probe
         self.checkpoints, self._init_from, self._device = checkpoints, init_from, device
-        self._last_x = torch.zeros(0, place.d_in)
+        self._last_rows = torch.zeros(0, ring.rows.width)
 
     @property
     def step(self) -> int:
@@ -110,15 +110,16 @@ class Trainer:
             return self._finish()
 
     @torch.no_grad()
-    def dictionary(self, sample: Tensor | None = None) -> SAE:
+    def dictionary(self, rows: Tensor | None = None) -> SAE:
         """Return the dictionary as it is now, on activations as they are.
 
         Args:
-            sample: Activations on which a threshold is calibrated; None: those that come next.
+            rows: Activations for calibration, those to read and those to reconstruct side by side; None: the next ones.
         """
-        if sample is None:
-            sample = self._split(self.ring.peek(_SAMPLE))[0]
-        x = (sample if len(sample) else self._last_x).to(self.device) * self.scales.x
+        if rows is None:
+            rows = self.ring.peek(_SAMPLE)
+        x, y = self._split((rows if len(rows) else self._last_rows).to(self.device))
+        x, y = x * self.scales.x, y * self.scales.y
         recipe = self.stepper.recipe
         if not self.stepper.settled:
             recipe = deepcopy(recipe)
@@ -126,6 +127,8 @@ class Trainer:
         tensors = recipe.tensors()
         if recipe.calibrated:
             tensors["threshold"] = threshold_for(tensors, x, self.config.l0).expand(self.place.d_sae)
+        if recipe.shrinks:
+            unshrunk(tensors, x, y)
         sae = SAE(replace(self.place, training=self._provenance()))
         sae.load_state_dict(self.scales.undone(tensors))
         return sae.to(self.device).eval()
@@ -157,7 +160,7 @@ class Trainer:
             )
             return False
         x, y = self._split(rows.to(self.device))
-        self._last_x = x
+        self._last_rows = rows
         terms = self.stepper.update(x * self.scales.x, y * self.scales.y)
         self.tokens += len(rows)
         last = self.step == self.config.steps
@@ -209,17 +212,17 @@ class Trainer:
     def _finish(self) -> SAE:
         held_out = self._unseen()
         # Where nothing was kept back, because the data ended, the last that was seen has to serve.
-        first = next(held_out, self._last_x)
+        first = next(held_out, self._last_rows)
         sae = self.dictionary(first)
         if not all(bool(torch.isfinite(tensor).all()) for tensor in sae.state_dict().values()):
             raise TrainingError("The trained weights are not finite. They must be. Lower the learning rate.")
-        sae.statistics = measure(sae, chain([first], held_out))
+        sae.statistics = measure(sae, (self._split(rows.to(self.device))[0] for rows in chain([first], held_out)))
         return sae
 
     def _unseen(self) -> Iterator[Tensor]:
         """Yield what was kept back."""
         while len(rows := self.ring.take(_SAMPLE)):
-            yield self._split(rows.to(self.device))[0]
+            yield rows
 
     def _save_if_due(self, request: StopRequest) -> None:
         if self.checkpoints is None:

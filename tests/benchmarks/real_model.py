@@ -7,6 +7,7 @@ same activations: after the middle layer, d_sae 1,024, L0 16, batch 512. Measure
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import product
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from hfsae.sae.config import SAEConfig
 from hfsae.sites import resolve
 from hfsae.train import TrainConfig, train
 
+PEERS = {"SAELens": sae_lens_trainer, "dictionary_learning": dictionary_learning_trainer}
 LAYER, D_SAE, K, BATCH, RATES = 2, 1024, 16, 512, (3e-4, 1e-3, 3e-3)
 
 
@@ -26,20 +28,19 @@ def main() -> None:
     """Print one line per trainer and learning rate."""
     tokens = int(float(sys.argv[1])) if len(sys.argv) > 1 else 1_500_000
     torch.set_num_threads(1)
-    x, held_out = activations("train", tokens), activations("validation", 400_000)
+    x, held_out = activations("train", tokens), activations("validation", 100_000)
     for architecture in ("topk", "batchtopk"):
         config = TrainConfig(architecture=architecture, d_sae=D_SAE, k=K, tokens=tokens, batch_size=BATCH)
         begun = time.thread_time()
         sae = train(activations=x, config=config, progress=False)
         line(f"hfsae {architecture}", lambda part, sae=sae: (sae(part), sae.encode(part)), held_out, begun)
     scale = float(x.square().sum(1).mean()) ** -0.5
-    for name, make in (("SAELens topk", sae_lens_trainer), ("dictionary_learning topk", dictionary_learning_trainer)):
-        for rate in RATES:
-            begun = time.thread_time()
-            step, codes = make(x.shape[1], D_SAE, K, rate, tokens // BATCH)
-            for part in batches(x * scale):
-                step(part)
-            line(f"{name} {rate:g}", codes, held_out * scale, begun)
+    for (name, make), architecture, rate in product(PEERS.items(), ("topk", "batchtopk"), RATES):
+        begun = time.thread_time()
+        step, codes = make(x.shape[1], D_SAE, K, rate, tokens // BATCH, architecture)
+        for part in batches(x * scale):
+            step(part)
+        line(f"{name} {architecture} {rate:g}", codes, held_out * scale, begun)
 
 
 def activations(split: str, tokens: int) -> Tensor:

@@ -61,12 +61,22 @@ def hfsae_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
     return lambda: stepper.update(x, x)
 
 
-def sae_lens_trainer(d_in: int, d_sae: int, k: int, rate: float, steps: int) -> tuple[Step, Codes]:
-    """SAELens' topk forward and backward, its clipping at 1, its Adam, and its default of dead after 1,000 steps."""
-    from sae_lens.saes.sae import TrainStepInput
-    from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
+def sae_lens_trainer(
+    d_in: int, d_sae: int, k: int, rate: float, steps: int, architecture: str = "topk"
+) -> tuple[Step, Codes]:
+    """SAELens' forward and backward, its clipping at 1, its Adam, and its default of dead after 1,000 steps.
 
-    sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=d_in, d_sae=d_sae, k=k, device="cpu"))
+    Batchtopk codes are those of the batch, as in training: its threshold trails behind in short runs.
+    """
+    from sae_lens.saes import batchtopk_sae, topk_sae
+    from sae_lens.saes.sae import TrainStepInput
+
+    kinds = {
+        "topk": (topk_sae.TopKTrainingSAE, topk_sae.TopKTrainingSAEConfig),
+        "batchtopk": (batchtopk_sae.BatchTopKTrainingSAE, batchtopk_sae.BatchTopKTrainingSAEConfig),
+    }
+    kind, config = kinds[architecture]
+    sae = kind(config(d_in=d_in, d_sae=d_sae, k=k, device="cpu"))
     optimizer = torch.optim.Adam(sae.parameters(), lr=rate)
     idle = torch.zeros(d_sae)
 
@@ -81,17 +91,30 @@ def sae_lens_trainer(d_in: int, d_sae: int, k: int, rate: float, steps: int) -> 
         torch.nn.utils.clip_grad_norm_(sae.parameters(), 1.0)
         optimizer.step()
 
-    return step, lambda x: (sae.decode(sae.encode(x)), sae.encode(x))
+    def codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        f = sae.encode(x)
+        return sae.decode(f), f
+
+    return step, codes
 
 
-def dictionary_learning_trainer(d_in: int, d_sae: int, k: int, rate: float | None, steps: int) -> tuple[Step, Codes]:
-    """dictionary_learning's own topk trainer."""
-    from dictionary_learning.trainers.top_k import TopKTrainer
+def dictionary_learning_trainer(
+    d_in: int, d_sae: int, k: int, rate: float | None, steps: int, architecture: str = "topk"
+) -> tuple[Step, Codes]:
+    """dictionary_learning's own trainer; its batchtopk codes, too, are those of the batch."""
+    from dictionary_learning.trainers import batch_top_k, top_k
 
+    kind = {"topk": top_k.TopKTrainer, "batchtopk": batch_top_k.BatchTopKTrainer}[architecture]
     options = {"layer": 0, "lm_name": "", "device": "cpu", "lr": rate, "warmup_steps": min(1000, steps // 2)}
-    trainer = TopKTrainer(steps=steps, activation_dim=d_in, dict_size=d_sae, k=k, **options)
+    trainer = kind(steps=steps, activation_dim=d_in, dict_size=d_sae, k=k, **options)
     count = iter(range(1, 10**9))
-    return lambda x: trainer.update(next(count), x), lambda x: (trainer.ae(x), trainer.ae.encode(x))
+    of_batch = {"use_threshold": False}
+
+    def codes(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        f = trainer.ae.encode(x, **of_batch)
+        return trainer.ae.decode(f), f
+
+    return lambda x: trainer.update(next(count), x), codes
 
 
 def sae_lens_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
