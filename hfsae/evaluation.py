@@ -6,13 +6,18 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor
 
+from hfsae.drawing import draw_evaluation
+from hfsae.errors import CheckpointError
+from hfsae.formats.files import read_json
+
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_COLOURS = {"clean": "#0072b2", "spliced": "#e69f00", "mean": "#999999", "zero": "#555555"}
+_HISTOGRAMS = ("l0_histogram", "fvu_histogram")
+_LOSSES = ("clean", "spliced", "mean", "zero")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -62,6 +67,12 @@ class Evaluation:
     """Fraction of spliced tokens on which each feature fires, ``[d_sae]``."""
     dead_fraction: float
     """Fraction of features that fire on none of the spliced tokens."""
+    l0_histogram: Tensor
+    """How many spliced tokens there are on which 0, 1, 2, ... features fire."""
+    fvu_histogram: Tensor
+    """Spliced tokens by their |x - x_hat|^2 over the mean of |x - mean x|^2, in quarter-octaves; 0 is left out."""
+    fvu_histogram_from: float | None
+    """Where its first bin begins; None where x does not vary."""
     tokens_valid: int
     """Tokens that are not padding."""
     tokens_spliced: int
@@ -91,6 +102,7 @@ class Evaluation:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         values["explained_variance"] = self.explained_variance
         values["density"] = [float(f"{share:.6g}") for share in self.density.tolist()]
+        values |= {name: getattr(self, name).tolist() for name in _HISTOGRAMS}
         return {
             name: None if isinstance(value, float) and not math.isfinite(value) else value
             for name, value in values.items()
@@ -103,34 +115,30 @@ class Evaluation:
             target /= "eval.json"
         target.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
 
+    @staticmethod
+    def load(path: str | Path) -> "Evaluation":
+        """Read what `save` wrote: a file, or the ``eval.json`` of a folder. What others added to it is passed over.
+
+        Raises: CheckpointError, CheckpointNotFound: when it is no evaluation; the message names what is missing.
+        """
+        file = Path(path) / "eval.json" if Path(path).is_dir() else Path(path)
+        told = read_json(file)
+        known = {field.name: told[field.name] for field in fields(Evaluation) if field.name in told}
+        try:
+            known["density"] = torch.tensor(known["density"], dtype=torch.float32)
+            known |= {name: torch.tensor(known.get(name, []), dtype=torch.int64) for name in _HISTOGRAMS}
+            known.setdefault("fvu_histogram_from", None)
+            return Evaluation(**known)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(f"{file} is no evaluation: {error}. Write one with Evaluation.save.") from error
+
     def plot(self) -> "Figure":
-        """Draw the losses beside each other, and how often features fire."""
+        """Draw the losses, how often features fire, and how many fire on a token and how much error is left there."""
         from matplotlib.figure import Figure
 
-        figure = Figure(figsize=(8, 3.4), layout="constrained")
-        if self.loss is None:
-            self._draw_density(figure.subplots())
-            return figure
-        left, right = figure.subplots(1, 2)
-        self._draw_losses(left)
-        self._draw_density(right)
+        figure = Figure(figsize=(9, 6.4), layout="constrained")
+        draw_evaluation(figure, self)
         return figure
-
-    def _draw_losses(self, axes: "Axes") -> None:
-        values = [getattr(self, f"ce_{name}") for name in _COLOURS]
-        bars = axes.bar(list(_COLOURS), values, color=list(_COLOURS.values()))
-        axes.bar_label(bars, fmt="%.3f", fontsize=8)
-        axes.set_ylabel("nats per prediction" if self.loss == "cross-entropy" else "loss")
-        axes.set_title(f"loss recovered {_number(self.recovered_zero)} (zero), {_number(self.recovered_mean)} (mean)")
-        axes.spines[["top", "right"]].set_visible(False)
-
-    def _draw_density(self, axes: "Axes") -> None:
-        alive = self.density[self.density > 0].log10().tolist()
-        axes.hist(alive, bins=40, color=_COLOURS["clean"])
-        axes.set_xlabel("log10 of the fraction of tokens a feature fires on")
-        axes.set_ylabel("features")
-        axes.set_title(f"L0 {self.l0:.1f}, {self.dead_fraction:.1%} of {len(self.density):,} never fire")
-        axes.spines[["top", "right"]].set_visible(False)
 
     def __str__(self) -> str:
         """Return the table: the losses always beside the ratios made of them."""
@@ -153,7 +161,7 @@ class Evaluation:
 
     def _loss_lines(self) -> list[str]:
         unit = "CE, nats/token" if self.loss == "cross-entropy" else "loss"
-        losses = "   ".join(f"{name} {_number(getattr(self, f'ce_{name}'))}" for name in _COLOURS)
+        losses = "   ".join(f"{name} {_number(getattr(self, f'ce_{name}'))}" for name in _LOSSES)
         recovered = f"{_number(self.recovered_zero)} of zero, {_number(self.recovered_mean)} of mean ablation"
         lines = [f"  {unit:<19} {losses}", f"  loss recovered      {recovered}"]
         if self.kl is not None:

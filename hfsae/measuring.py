@@ -58,7 +58,7 @@ class Measuring:
         self.losses: Losses | None = None
         self.reconstruction = ReconstructionSums(policy.d_write)
         self.firing = FiringSums(policy.d_sae)
-        self.l0s, self.errors = Spread(), Spread()
+        self.errors = Spread()
         self.valid = 0
         self.ablated: list[_Ablated] = []
         self._rows_may_be_shared: bool | None = None if loss_fn is None and self.passes.is_residual else False
@@ -118,6 +118,7 @@ class Measuring:
     def result(self, counts: TokenCounts) -> Evaluation:
         """Return the numbers."""
         sums, firing, point = self.reconstruction, self.firing, self.attachment.point
+        first_error, counts_of_errors = self.errors.histogram()
         return Evaluation(
             model=base_model_id(self.passes.model),
             dictionary=getattr(self.attachment.dictionary, "id", None),
@@ -131,8 +132,9 @@ class Measuring:
             l0=firing.l0,
             density=firing.density,
             dead_fraction=firing.dead_fraction,
-            l0_histogram=self.l0s.histogram(),
-            fvu_histogram=self.errors.histogram(unit=sums.variance) if sums.variance else (),
+            l0_histogram=firing.by_number,
+            fvu_histogram=counts_of_errors,
+            fvu_histogram_from=first_error / sums.variance if sums.variance else None,
             tokens_valid=self.valid,
             tokens_spliced=sums.tokens,
             documents=counts.documents,
@@ -174,8 +176,7 @@ class Measuring:
         _check_finite(x_hat, f"The reconstructions at {self.write.site}", number)
         self.reconstruction.add(y, x_hat)
         token, feature, _ = f.fired()
-        self.firing.add(feature, len(x))
-        self.l0s.add(torch.bincount(token, minlength=len(x)))
+        self.firing.add(token, feature, len(x))
         self.errors.add((y - x_hat).float().square().sum(-1))
         return x_hat
 

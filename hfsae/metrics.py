@@ -12,6 +12,10 @@ from torch import Tensor
 
 from hfsae.errors import InvalidValue
 
+BINS_PER_OCTAVE = 4
+"""Resolution of `Spread`."""
+_OCTAVES = 60
+
 
 def cross_entropy(logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch"]:
     """Return the cross-entropy of each prediction in nats, float32 at least.
@@ -134,6 +138,11 @@ class ReconstructionSums:
         return _ratio(self._error, self._deviation)
 
     @property
+    def variance(self) -> float:
+        """Mean of |x - mean x|^2: the error that predicting the mean makes per token."""
+        return _ratio(self._deviation, self.tokens)
+
+    @property
     def cosine(self) -> float:
         """Mean cosine of x and x_hat; a token of which either is zero counts as 0."""
         return _ratio(self._cosine, self.tokens)
@@ -158,11 +167,19 @@ class FiringSums:
     def __init__(self, d_sae: int) -> None:
         self.tokens = 0
         self._counts = torch.zeros(d_sae, dtype=torch.int64)
+        self._by_number = torch.zeros(1, dtype=torch.int64)
 
-    def add(self, features: Int[Tensor, "nnz"], tokens: int) -> None:
-        """Count more tokens, given the id of a feature for each time that one fired on them."""
-        self._counts += torch.bincount(features, minlength=len(self._counts)).cpu()
+    def add(self, token: Int[Tensor, "nnz"], feature: Int[Tensor, "nnz"], tokens: int) -> None:
+        """Count more tokens, given for each firing on them which of them it was on and of which feature."""
+        self._counts += torch.bincount(feature, minlength=len(self._counts)).cpu()
+        firing = torch.bincount(token, minlength=tokens)
+        self._by_number = _sum(self._by_number, torch.bincount(firing).cpu())
         self.tokens += tokens
+
+    @property
+    def by_number(self) -> Int[Tensor, "most"]:
+        """How many tokens there are on which so many features fire."""
+        return self._by_number.clone()
 
     @property
     def density(self) -> Float[Tensor, "d_sae"]:
@@ -178,6 +195,34 @@ class FiringSums:
     def dead_fraction(self) -> float:
         """Fraction of features that fired on none of the tokens."""
         return float((self._counts == 0).double().mean())
+
+
+class Spread:
+    """How positive numbers are spread: a histogram in quarter-octaves, from 2^-60 to 2^60. Zeros are left out.
+
+    Example:
+        >>> spread = Spread()
+        >>> spread.add(torch.tensor([4.0, 4.5, 8.0, 0.0]))
+        >>> spread.histogram()
+        (4.0, tensor([2, 0, 0, 0, 1]))
+    """
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(2 * _OCTAVES * BINS_PER_OCTAVE, dtype=torch.int64)
+
+    def add(self, values: Float[Tensor, "n"]) -> None:
+        """Count more numbers."""
+        exact = _float64(values).cpu()
+        bins = ((exact[exact > 0].log2() + _OCTAVES) * BINS_PER_OCTAVE).floor().long()
+        self._counts += torch.bincount(bins.clamp(0, len(self._counts) - 1), minlength=len(self._counts))
+
+    def histogram(self) -> tuple[float, Int[Tensor, "bins"]]:
+        """Return where the first bin begins, and what each holds, without the empty ones at the ends."""
+        filled = self._counts.nonzero()[:, 0]
+        if not len(filled):
+            return 1.0, self._counts[:0]
+        first, last = int(filled[0]), int(filled[-1])
+        return float(2.0 ** (first / BINS_PER_OCTAVE - _OCTAVES)), self._counts[first : last + 1]
 
 
 class LossSums:
@@ -204,6 +249,14 @@ class LossSums:
     def mean(self) -> float:
         """Mean of all losses; NaN where there was none."""
         return _ratio(self._sum, self.count)
+
+
+def _sum(one: Tensor, other: Tensor) -> Tensor:
+    """The sum of two counts, the shorter of which goes on with zeros."""
+    longer, shorter = (one, other) if len(one) > len(other) else (other, one)
+    total = longer.clone()
+    total[: len(shorter)] += shorter
+    return total
 
 
 def _ratio(numerator: float, denominator: float | int) -> float:

@@ -1,11 +1,16 @@
 """Figures, drawn with matplotlib, in colours that colour-blind readers can tell apart."""
 
+import re
 from textwrap import shorten
 from typing import TYPE_CHECKING
+
+from hfsae.drawing import COLOURS
+from hfsae.errors import InvalidValue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from hfsae.evaluate import Evaluation
@@ -37,7 +42,7 @@ def overview(tokens: "Sequence[TokenFeatures]", evaluation: "Evaluation") -> "Fi
 
     runs = ("clean", "spliced", "mean-\nablated", "zero-\nablated")
     values = (evaluation.ce_clean, evaluation.ce_spliced, evaluation.ce_mean, evaluation.ce_zero)
-    bars = right.bar(runs, values, color=("#0072b2", "#e69f00", "#999999", "#555555"))
+    bars = right.bar(runs, values, color=list(COLOURS.values()))
     right.bar_label(bars, fmt="%.2f", fontsize=9)
     right.tick_params(axis="x", labelsize=9)
     right.set_ylabel("cross-entropy, nats per token")
@@ -80,6 +85,58 @@ def training(figures: "Sequence[Figures]") -> "Figure":
         axes.set_xlabel("tokens")
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+def comparison(evaluations: "Sequence[Evaluation]") -> "Figure":
+    """Draw several dictionaries of one model beside each other.
+
+    Left, the losses at each of their places, in the order of the model; right, how much error is left at how many
+    features per token, with a line through those that no other beats in both (the Pareto front).
+
+    Raises: InvalidValue: when there are fewer than two.
+    """
+    from matplotlib.figure import Figure
+
+    if len(evaluations) < 2:
+        raise InvalidValue(f"{len(evaluations)} evaluation cannot be compared. Give two or more.")
+    figure = Figure(figsize=(11, 4.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    _draw_places(left, [e for e in evaluations if e.loss is not None])
+    _draw_front(right, evaluations)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def _draw_places(axes: "Axes", evaluations: "Sequence[Evaluation]") -> None:
+    """A line for each run of the model; their markers tell them apart without colour."""
+    evaluations = sorted(evaluations, key=lambda e: _in_order(e.site))
+    places = [e.site for e in evaluations]
+    for (name, colour), marker in zip(COLOURS.items(), "os^v", strict=True):
+        losses = [getattr(e, f"ce_{name}") for e in evaluations]
+        axes.plot(range(len(places)), losses, color=colour, marker=marker, label=name)
+    axes.set_xticks(range(len(places)), places, rotation=30, ha="right", fontsize=8)
+    axes.set_yscale("log")
+    axes.set_ylabel("loss, nats per prediction")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _draw_front(axes: "Axes", evaluations: "Sequence[Evaluation]") -> None:
+    for e in evaluations:
+        axes.plot(e.l0, e.fvu, "o", color=COLOURS["clean"])
+        axes.annotate(f"{e.site}, {len(e.density):,}", (e.l0, e.fvu), (4, 4), textcoords="offset points", fontsize=8)
+    ordered = sorted((e.l0, e.fvu) for e in evaluations)
+    front = [point for i, point in enumerate(ordered) if all(fvu > point[1] for _, fvu in ordered[:i])]
+    axes.plot(*zip(*front, strict=True), "--", color=COLOURS["spliced"], zorder=0, label="Pareto front")
+    axes.set_xlabel("features per token (L0)")
+    axes.set_ylabel("fraction of variance unexplained (FVU)")
+    axes.legend(frameon=False, fontsize=9)
+
+
+def _in_order(site: str) -> tuple[int, str]:
+    """Sorts the places of a model by layer before anything else."""
+    numbers = [int(number) for number in re.findall(r"\d+", site)]
+    return (numbers[0] if numbers else -1, site)
 
 
 def _strongest(tokens: "Sequence[TokenFeatures]", rows: int) -> tuple[list[str], list[list[float]]]:

@@ -113,6 +113,7 @@ def slow_reconstruction(tokens: list[tuple[torch.Tensor, ...]], mean: torch.Tens
         "relative_bias": total(lambda x, x_hat, f: x_hat @ x_hat) / total(lambda x, x_hat, f: x @ x_hat),
         "l0": total(lambda x, x_hat, f: (f != 0).sum()) / len(tokens),
         "dead_fraction": float((density == 0).double().mean()),
+        "l0_histogram": torch.bincount(torch.stack([(f != 0).sum() for _, _, f in tokens])).tolist(),
         "tokens_spliced": len(tokens),
     }
     return values | {"explained_variance": 1 - values["fvu"], "density": density.tolist()}

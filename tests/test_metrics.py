@@ -1,13 +1,24 @@
 """Every number equals its definition, however the tokens are split into batches."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 from torch.nn import functional
 
 from hfsae.errors import InvalidValue
-from hfsae.metrics import FiringSums, LossSums, ReconstructionSums, cross_entropy, fvu, kl_divergence, loss_recovered
+from hfsae.metrics import (
+    BINS_PER_OCTAVE,
+    FiringSums,
+    LossSums,
+    ReconstructionSums,
+    Spread,
+    cross_entropy,
+    fvu,
+    kl_divergence,
+    loss_recovered,
+)
 
 
 @pytest.fixture
@@ -105,8 +116,9 @@ def test_loss_recovered_is_1_for_clean_0_for_ablated_and_nan_when_nothing_is_los
 
 def test_firing_sums_count_tokens_per_feature():
     firing = FiringSums(4)
-    firing.add(torch.tensor([0, 2, 0]), tokens=2)
-    firing.add(torch.tensor([0]), tokens=2)
+    firing.add(torch.tensor([0, 0, 1]), torch.tensor([0, 2, 0]), tokens=2)
+    firing.add(torch.tensor([0]), torch.tensor([0]), tokens=2)
+    assert firing.by_number.tolist() == [1, 2, 1]
     assert firing.density.tolist() == [0.75, 0.0, 0.25, 0.0]
     assert firing.l0 == 1.0
     assert firing.dead_fraction == 0.5
@@ -118,3 +130,16 @@ def test_loss_sums_weigh_every_loss_alike():
     sums.add(torch.tensor([1.0, 2.0, 3.0]))
     sums.add(torch.tensor([10.0]))
     assert (sums.mean, sums.count) == (4.0, 4)
+
+
+def test_a_spread_counts_every_positive_number_in_its_bin():
+    values = (torch.randn(500, generator=torch.Generator().manual_seed(0)) * 4).exp()
+    spread = Spread()
+    spread.add(torch.cat([values, torch.zeros(3)]))
+    first, counts = spread.histogram()
+    assert first <= float(values.min())
+    edges = [first * 2 ** (i / BINS_PER_OCTAVE) for i in range(len(counts) + 1)]
+    assert counts.tolist() == [int(((values >= a) & (values < b)).sum()) for a, b in pairwise(edges)]
+    spread.add(torch.tensor([1e-30, 1e30]))
+    assert int(spread.histogram()[1].sum()) == 502
+    assert len(Spread().histogram()[1]) == 0

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import typer
 
+from hfsae import plots
 from hfsae.cli.options import Device, Layer, Model, Sae, Site, open_attachment, read_texts
 from hfsae.errors import InvalidValue
 from hfsae.evaluate import evaluate as run
+from hfsae.evaluation import Evaluation
 
 
 def evaluate(
@@ -24,6 +26,9 @@ def evaluate(
     max_tokens: Annotated[int | None, typer.Option(min=1, help="Stop after so many tokens.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers to this file.")] = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw them into this picture (png, svg or pdf).")] = None,
+    beside: Annotated[
+        list[Path] | None, typer.Option(help="The eval.json of another dictionary, for a second picture.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace output files that exist.")] = False,
 ) -> None:
     """Measure a dictionary: CE clean, spliced and ablated, recovered, KL, FVU, L0, dead features.
@@ -32,8 +37,13 @@ def evaluate(
     Examples:
       hfsae eval
       hfsae eval book.txt --model openai-community/gpt2 --sae owner/repo --layer 8 --json eval.json --plot eval.png
+      hfsae eval --layer 2 --plot layers.png --beside layer-1/eval.json --beside layer-3/eval.json
     """
-    for target in (json_file, plot):
+    others = [Evaluation.load(file) for file in beside or ()]
+    if others and plot is None:
+        raise InvalidValue("--beside compares dictionaries in a picture. A file for it was expected. Give --plot.")
+    comparison = plot.with_stem(f"{plot.stem}-beside") if plot is not None and others else None
+    for target in (json_file, plot, comparison):
         if target is not None and target.exists() and not overwrite:
             raise InvalidValue(f"{str(target)!r} exists. An output file is not replaced unasked. Give --overwrite.")
     texts = read_texts(files or [], shipped=model is None)
@@ -46,3 +56,6 @@ def evaluate(
     if plot is not None:
         result.plot().savefig(plot, dpi=150)
         typer.echo(f"picture: {plot}")
+    if comparison is not None:
+        plots.comparison([result, *others]).savefig(comparison, dpi=150)
+        typer.echo(f"picture: {comparison}")
