@@ -48,6 +48,7 @@ def _draw_density(axes: "Axes", evaluation: "Evaluation") -> None:
 def _draw_l0(axes: "Axes", evaluation: "Evaluation") -> None:
     numbers = evaluation.l0_histogram.nonzero()[:, 0].tolist()
     axes.bar(numbers, evaluation.l0_histogram[numbers].tolist(), width=1.0, color=COLOURS["spliced"])
+    axes.set_xlim(-0.5, 1.3 * len(evaluation.l0_histogram) + 1)
     axes.set_xlabel("features that fire on a token")
     axes.set_ylabel("tokens")
     axes.set_title(f"L0 {evaluation.l0:.1f}", fontsize=10)

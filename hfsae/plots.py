@@ -116,7 +116,7 @@ def _draw_places(axes: "Axes", evaluations: "Sequence[Evaluation]") -> None:
         losses = [getattr(e, f"ce_{name}") for e in evaluations]
         axes.plot(range(len(places)), losses, color=colour, marker=marker, label=name)
     axes.set_xticks(range(len(places)), places, rotation=30, ha="right", fontsize=8)
-    axes.set_yscale("log")
+    axes.set_ylim(bottom=0)
     axes.set_ylabel("loss, nats per prediction")
     axes.legend(frameon=False, fontsize=9)
 
@@ -128,6 +128,7 @@ def _draw_front(axes: "Axes", evaluations: "Sequence[Evaluation]") -> None:
     ordered = sorted((e.l0, e.fvu) for e in evaluations)
     front = [point for i, point in enumerate(ordered) if all(fvu > point[1] for _, fvu in ordered[:i])]
     axes.plot(*zip(*front, strict=True), "--", color=COLOURS["spliced"], zorder=0, label="Pareto front")
+    axes.set_xlim(0, 1.3 * ordered[-1][0] + 1)
     axes.set_xlabel("features per token (L0)")
     axes.set_ylabel("fraction of variance unexplained (FVU)")
     axes.legend(frameon=False, fontsize=9)
