@@ -1,13 +1,20 @@
-"""CPU time of one full topk training step, ours and the peers' that import, in one process on the same batch.
+"""CPU time and memory of one full topk training step, ours and the peers' that import, on the same batch.
 
 Run: ``python tests/benchmarks/train_step.py [d_in d_sae batch]``; with the peers, under an interpreter that has them.
-One thread; the best of several steps in the thread's own CPU time. A step is forward, backward, clipping, optimizer,
-and whatever each trainer does besides.
+One thread. Time: all in one process, the best of several steps in the thread's own CPU time. Memory: each trainer in a
+process of its own, what a step needs at its peak beyond weights and optimizer (Linux only). A step is forward,
+backward, clipping, optimizer, and whatever each trainer does besides.
 """
 
+import ctypes
+import gc
+import os
+import re
+import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
@@ -26,19 +33,51 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x = torch.randn(batch, d_in) / d_in**0.5
+    if len(sys.argv) > 4:
+        print(peak(TRAINERS[sys.argv[4]](x, d_sae)))
+        return
     W, b, out = torch.randn(d_sae, d_in), torch.zeros(d_sae), torch.empty(batch, d_sae)
     floor = best(lambda: torch.addmm(b, x, W.T, out=out))
     print(f"d_in {d_in}, d_sae {d_sae}, batch {batch}: encoder product {1e3 * floor:.0f} ms")
-    ours = best(hfsae_step(x, d_sae))
-    print(f"hfsae                {1e3 * ours:8.0f} ms  {ours / floor:6.2f} products")
-    for name, make in PEERS.items():
+    ours = None
+    for name, make in TRAINERS.items():
         try:
             step = make(x, d_sae)
         except ImportError as error:
             print(f"{name:20s} not installed ({error.name})")
             continue
         spent = best(step)
-        print(f"{name:20s} {1e3 * spent:8.0f} ms  {spent / floor:6.2f} products  {spent / ours:5.1f} x hfsae")
+        ours = ours or spent
+        ratios = f"{spent / floor:6.2f} products  {spent / ours:5.1f} x hfsae"
+        print(f"{name:20s} {1e3 * spent:8.0f} ms  {ratios}  peak {peak_of(name, d_in, d_sae, batch)} MB", flush=True)
+
+
+def peak_of(name: str, d_in: int, d_sae: int, batch: int) -> str:
+    """Return what a trainer's step needs, measured in a process of its own, whose freed memory goes back at once."""
+    arguments = [sys.executable, __file__, str(d_in), str(d_sae), str(batch), name]
+    thrifty = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
+    return subprocess.run(arguments, capture_output=True, text=True, env=thrifty, check=True).stdout.split()[-1]
+
+
+def peak(step: Callable[[], object]) -> int:
+    """Return by how many MB a step's peak lies above what stays between steps, gradients not counted as staying."""
+    for _ in range(2):
+        step()
+    for thing in gc.get_objects():
+        if isinstance(thing, torch.nn.Parameter):
+            thing.grad = None
+    gc.collect()
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again
+    step()
+    return (resident("VmHWM") - before) // 1024
+
+
+def resident(name: str) -> int:
+    """Return one of the process's own figures of memory, in kB."""
+    found = re.search(rf"{name}:\s+(\d+)", Path("/proc/self/status").read_text())
+    return int(found.group(1)) if found else 0
 
 
 def best(step: Callable[[], object]) -> float:
@@ -147,7 +186,12 @@ def sparsify_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
     return step
 
 
-PEERS = {"SAELens": sae_lens_step, "dictionary_learning": dictionary_learning_step, "sparsify": sparsify_step}
+TRAINERS = {
+    "hfsae": hfsae_step,
+    "SAELens": sae_lens_step,
+    "dictionary_learning": dictionary_learning_step,
+    "sparsify": sparsify_step,
+}
 
 if __name__ == "__main__":
     main()
