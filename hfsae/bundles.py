@@ -71,7 +71,9 @@ def save_attached(model: Any, folder: str | Path) -> Path:
     if wrong:
         raise Unsupported(f"The dictionary at {wrong[0].module_path} is no SAE. Only an SAE can be saved.")
     rows = [_attachment_row(att) for att in attached]
-    save(folder)
+    registered = tuple(f"{att.module_path}.{att.mount.name}.".lstrip(".") for att in attached if att.mount.trainable)
+    state = {name: value for name, value in root.state_dict().items() if not name.startswith(registered)}
+    save(folder, **({"state_dict": state} if registered else {}))
     for index, att in enumerate(attached):
         own = att.dictionary.save_pretrained(folder / _FOLDER / str(index))  # type: ignore[operator]
         rows[index]["dictionary"] = str(own.relative_to(folder))
@@ -92,7 +94,8 @@ def load_attached(folder: str | Path, **options: Any) -> Any:
     model = getattr(transformers, config.architectures[0]).from_pretrained(folder, **options)
     for row in content["attachments"]:
         sae = SAE.from_pretrained(_inside(folder, row["dictionary"]))
-        att = attach(model, sae=sae, force=True, name=row["name"], error=row["error"], **row["place"])
+        given = {"name": row["name"], "error": row["error"], "trainable": row.get("trainable", False), **row["place"]}
+        att = attach(model, sae=sae, force=True, **given)
         for saved in row["edits"]:
             Edit([Part(att.mount, _intervention(saved), saved["kind"])]).apply()
     return model
@@ -112,6 +115,7 @@ def _attachment_row(att: Attachment) -> dict[str, Any]:
     return {
         "name": att.mount.name,
         "error": "detach" if att.mount.detach_error else "keep",
+        "trainable": att.mount.trainable,
         "place": place | ({"stack": site.stack} if site.stack else {}),
         "edits": [_saved(entry.intervention) for entry in (standing.entries if standing is not None else ())],
     }

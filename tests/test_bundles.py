@@ -61,6 +61,21 @@ def test_a_saved_model_brings_its_dictionaries_and_edits(tmp_path):
     assert torch.equal(logits(type(model).from_pretrained(tmp_path).eval(), inputs), bare)
 
 
+def test_trained_dictionaries_are_saved_beside_a_stock_model(tmp_path):
+    model, inputs = tiny("gpt2"), inputs_for("gpt2")
+    names = list(model.state_dict())
+    att = attach(model, 1, sae=dictionary().requires_grad_(True), trainable=True)
+    att.splice().apply()
+    expected = logits(model, inputs)
+    save_attached(model, tmp_path)
+    stock, info = type(model).from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["unexpected_keys"]
+    assert list(stock.state_dict()) == names
+    loaded = load_attached(tmp_path).eval()
+    assert torch.equal(logits(loaded, inputs), expected)
+    assert any("sae.dictionary.W_dec" in name for name, _ in loaded.named_parameters())
+
+
 def test_constant_steering_is_baked_into_a_bias():
     model, inputs = tiny("gpt2"), inputs_for("gpt2")
     att = attach(model, 1, sae=dictionary())
