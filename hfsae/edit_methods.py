@@ -172,7 +172,7 @@ def _push(self: Attached, vector: Tensor, strength: Value, unit: str, where: Whe
     direction = vector.detach().cpu()
     if unit == "norm":
         amount = amount * _statistics(self, "unit='norm'").mean_norm
-        direction = direction / direction.norm()
+        direction = direction / _lengths("The vector", direction)
     change = Push(vector=(amount * direction).to(torch.float32), where=_selector(where))
     return _edit(self, change, _call("steer", f"vector[{width}]", _short(strength), unit=unit, **where))
 
@@ -187,8 +187,15 @@ def _size(self: Attached, ids: Tensor, unit: str) -> Tensor:
             "unit='norm' needs one size for all tokens, and this dictionary scales each token by its own. "
             "Use unit='max', or steer along its direction as a vector."
         )
-    norms: Tensor = self.dictionary.directions(ids).detach().double().norm(dim=-1).cpu()
-    return norms.reciprocal() * statistics.mean_norm * (config.scale or 1.0)
+    lengths = _lengths("A feature", self.dictionary.directions(ids).detach().double().cpu())
+    return lengths.reciprocal() * statistics.mean_norm * (config.scale or 1.0)
+
+
+def _lengths(what: str, directions: Tensor) -> Tensor:
+    lengths: Tensor = directions.norm(dim=-1)
+    if bool((lengths == 0).any()):
+        raise InvalidValue(f"{what} points nowhere: its length is 0. unit='norm' needs a direction. Use 'activation'.")
+    return lengths
 
 
 def patch(

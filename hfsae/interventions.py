@@ -175,8 +175,8 @@ def as_value(name: str, given: object, count: int) -> Tensor:
         InvalidValue: when one is NaN or infinite, or there are too many or too few.
     """
     value = _as_tensor(name, given)
-    if not bool(value.isfinite().all()):
-        raise InvalidValue(f"{name}={given!r:.60} is not finite. Finite numbers were expected.")
+    if not bool(value.float().isfinite().all()):
+        raise InvalidValue(f"{name}={given!r:.60} is not finite as a float32. Finite numbers were expected.")
     if value.ndim == 0:
         return value
     if not isinstance(given, Tensor):

@@ -208,6 +208,8 @@ WRONG = {
     "twice": (lambda a: a.ablate([3, 3]), InvalidValue, "named twice"),
     "nan": (lambda a: a.steer(3, float("nan")), InvalidValue, "not finite"),
     "infinite": (lambda a: a.set(3, float("inf")), InvalidValue, "not finite"),
+    "overflowing": (lambda a: a.steer(3, 1e39), InvalidValue, "not finite as a float32"),
+    "nowhere": (lambda a: a.steer(torch.zeros(32), 1.0, unit="norm"), InvalidValue, "The vector points nowhere"),
     "text": (lambda a: a.scale(3, "2"), InvalidType, "A number, list or tensor"),
     "many": (lambda a: a.set([3, 4], [1.0]), InvalidValue, "1 values for 2 features"),
     "shape": (lambda a: a.set([3, 4], torch.ones(2, 3)), InvalidValue, r"\[rows, 2\]"),
@@ -244,6 +246,13 @@ def test_a_wrong_edit_is_refused_before_anything_changes(case):
         with pytest.raises(error, match=message):
             make(Unchecked(att))
         assert torch.equal(logits(model, inputs), bare)
+
+
+def test_a_feature_without_direction_has_no_unit_of_norm():
+    sae = dictionary()
+    sae.W_dec[3] = 0
+    with attach(tiny("gpt2"), 1, sae=sae) as att, pytest.raises(InvalidValue, match="A feature points nowhere"):
+        att.steer([2, 3], 1.0, unit="norm")
 
 
 def test_units_need_statistics_and_detached_attachments_are_refused():
