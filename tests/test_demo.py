@@ -1,6 +1,7 @@
 """The steering demo: its state, its engine and its page."""
 
 import math
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -10,6 +11,7 @@ pytest.importorskip("gradio", reason="the demo extra is not installed")
 from dictionaries import as_in_production
 
 import hfsae.cli.demo
+import hfsae.demo.app
 from hfsae.default import FILES
 from hfsae.demo import render
 from hfsae.demo.cards import Cards
@@ -18,7 +20,7 @@ from hfsae.demo.handlers import Handlers
 from hfsae.demo.page import read_presets
 from hfsae.demo.pieces import Pieces
 from hfsae.demo.state import EditChoice, Request, edits_from_json, edits_to_json
-from hfsae.errors import HfsaeError, InvalidType, InvalidValue
+from hfsae.errors import HfsaeError, InvalidType, InvalidValue, MissingPackage
 
 RAISE = EditChoice(kind="steer", feature=3707, value=0.7, unit="max")
 
@@ -73,11 +75,16 @@ def test_a_state_survives_its_url_and_its_json():
     assert Request.from_query("edits=broken", state) == state
 
 
-def test_the_python_of_a_state_runs(tmp_path):
-    code = Request(prompt="import", edits=(RAISE,), tokens=3).to_python(
-        "model, tok = hfsae.load_default()\natt = hfsae.attach(model, layer=2)"
-    )
-    exec(compile(code, "demo", "exec"), {})
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("chat", [False, True])
+def test_the_python_of_a_state_writes_the_text_of_the_page(engine, temperature, chat, capsys, monkeypatch):
+    template = "{% for turn in messages %}# {{ turn.content }}\n{% endfor %}import"
+    monkeypatch.setattr(engine.tokenizer, "chat_template", template if chat else None)
+    request = Request(prompt="Paths", edits=(RAISE,), tokens=12, temperature=temperature, seed=3, chat=chat)
+    opening = "model, tok, att = engine.attachment.model, engine.tokenizer, engine.attachment"
+    exec(compile(request.to_python(opening), "demo", "exec"), {"engine": engine})
+    assert capsys.readouterr().out == last(engine, request)[1] + "\n"
+    assert Request.from_query(request.to_query(), Request(prompt="x")) == request
 
 
 @pytest.mark.parametrize(
@@ -180,6 +187,12 @@ def test_what_a_browser_sends_is_checked(handlers):
     assert handlers.facts([{"kind": "ablate", "feature": 10**6}]) == {}
     *_, told = handlers.stream("", "x", [{"kind": "ablate", "feature": 10**6}], 4, 0.0, 0)
     assert "does not exist" in told["error"]
+
+
+def test_the_demo_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(MissingPackage, match=r"pip install 'hfsae\[demo\]'"):
+        hfsae.demo.app.demo()
 
 
 @pytest.mark.parametrize("share", [False, True])

@@ -157,6 +157,20 @@ def test_features_are_found_by_words_number_contrast_and_preset(page, address):
     assert page.locator("#prompt textarea").input_value().endswith("raise")
 
 
+def test_a_generation_is_stopped(page, address):
+    visit(page, f"{address}?prompt=import&tokens=2")
+    page.get_by_text("Length, temperature, seed").click()
+    page.get_by_label("number input for New tokens").fill("200")
+    page.keyboard.press("Tab")
+    page.locator("#generate").click()
+    page.wait_for_selector("#texts [data-done=no]")
+    page.locator("#stop").click()
+    written(page)
+    tokens = page.locator("#texts .hfsae-steered .hfsae-token").count()
+    page.wait_for_timeout(1000)
+    assert page.locator("#texts .hfsae-steered .hfsae-token").count() == tokens < 200
+
+
 def test_edits_are_downloaded_as_json(page, address):
     visit(page, address + STEERED)
     until(page, lambda: "att.steer" in code(page))

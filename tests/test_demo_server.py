@@ -3,26 +3,23 @@
 import json
 import math
 import os
-import signal
+import re
 import subprocess
 import sys
-import time
-from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from demo_server import demo_server
+from demo_server import connected, demo_server, seconds_until_served_after_ten_vanish, soak
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
 import httpx
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 
-PROMPTS = ("The default value is", "def read(path):\n    ", "import ", "# Return the", "class Widget(object):\n")
-FEATURES = (3707, 3983, 805, 995)
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -33,54 +30,6 @@ def server() -> tuple[str, int]:
 @pytest.fixture(scope="module")
 def client(server: tuple[str, int]) -> Client:
     return connected(server[0])
-
-
-def connected(address: str) -> Client:
-    return Client(address, verbose=False)
-
-
-def call_of(user: int, tokens: int) -> dict[str, Any]:
-    """What one user asks: prompt, edit, temperature and seed are together no one else's."""
-    edit = {"kind": "steer", "feature": FEATURES[user % 4], "value": 0.5 + 0.02 * user, "unit": "max"}
-    return {
-        "prompt": PROMPTS[user % 5],
-        "edits": json.dumps([edit]),
-        "tokens": tokens,
-        "temperature": 0.8 * (user % 2),
-        "seed": user,
-        "api_name": "/generate",
-    }
-
-
-def resident(process: int) -> float:
-    """Memory of a process in MB."""
-    status = Path(f"/proc/{process}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
-
-
-def soak(server: tuple[str, int], *, users: int, seconds: float, tokens: int) -> tuple[list[int], list[float]]:
-    """Let users ask all at once for a while; answers of each, and the memory of the server each second."""
-    address, process = server
-    clients = [connected(address) for _ in range(users)]
-    calls = [call_of(user, tokens) for user in range(users)]
-    alone = [client.predict(**call) for client, call in zip(clients, calls, strict=True)]
-    assert all(answer["done"] for answer in alone)
-    assert len({answer["steered"] for answer in alone}) == users
-    answers, memory, stop = [0] * users, [], time.monotonic() + seconds
-
-    def use(user: int) -> None:
-        while time.monotonic() < stop:
-            assert clients[user].predict(**calls[user]) == alone[user]
-            answers[user] += 1
-
-    with ThreadPoolExecutor(users) as pool:
-        using = [pool.submit(use, user) for user in range(users)]
-        while time.monotonic() < stop:
-            time.sleep(1)
-            memory.append(resident(process))
-        for one in using:
-            one.result(timeout=120)
-    return answers, memory
 
 
 def test_each_of_four_users_gets_the_answer_it_gets_alone(server):
@@ -96,34 +45,8 @@ def test_each_of_twenty_users_gets_the_answer_it_gets_alone_for_a_minute(server)
     assert max(memory[-third:]) < 1.03 * max(memory[third : 2 * third])
 
 
-VANISHING = """
-import sys, threading, time
-from gradio_client import Client
-started = threading.Semaphore(0)
-def use(seed):
-    job = Client(sys.argv[1], verbose=False).submit("import", "[]", 200, 1.0, seed, False, api_name="/generate")
-    while not job.outputs() and seed < 4:
-        time.sleep(0.01)
-    started.release()
-    time.sleep(600)
-for seed in range(10):
-    threading.Thread(target=use, args=(seed,), daemon=True).start()
-for _ in range(10):
-    started.acquire()
-print("all asked", flush=True)
-time.sleep(600)
-"""
-
-
-def test_clients_that_vanish_free_their_places(server, client):
-    short = {"prompt": "x", "tokens": 1, "api_name": "/generate"}
-    client.predict(**short)
-    with subprocess.Popen([sys.executable, "-c", VANISHING, server[0]], stdout=subprocess.PIPE, text=True) as crowd:
-        assert crowd.stdout.readline() == "all asked\n"
-        begun = time.monotonic()
-        os.kill(crowd.pid, signal.SIGKILL)
-        client.predict(**short)
-        waited = time.monotonic() - begun
+def test_clients_that_vanish_free_their_places(server):
+    waited = seconds_until_served_after_ten_vanish(server[0])
     assert waited < 2
 
 
@@ -252,3 +175,16 @@ def test_it_listens_on_loopback_alone(server):
     port = urlsplit(server[0]).port
     listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:] if " 0A " in line]
     assert [address for address in listening if address.endswith(f":{port:04X}")] == [f"0100007F:{port:04X}"]
+
+
+def test_the_snippet_of_the_readme_runs(server, capsys):
+    code = re.search(r"```py\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    exec(compile(code.replace("http://127.0.0.1:7860/", server[0]), "README", "exec"), {})
+    assert "The default value is" in capsys.readouterr().out
+
+
+def test_the_launcher_is_the_command():
+    launcher = [sys.executable, str(ROOT / "demos" / "steering.py"), "--help"]
+    told = subprocess.run(launcher, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert told.returncode == 0, told.stderr
+    assert "hfsae demo" in told.stdout

@@ -12,7 +12,15 @@ from hfsae.demo import render
 from hfsae.demo.cards import Cards
 from hfsae.demo.engine import Engine, Streamed, Written
 from hfsae.demo.pieces import Pieces
-from hfsae.demo.state import EditChoice, Request, checked_int, edits_from_rows, edits_to_json
+from hfsae.demo.state import (
+    MAX_SEED,
+    MAX_TOKENS,
+    EditChoice,
+    Request,
+    checked_int,
+    edits_from_rows,
+    edits_to_json,
+)
 from hfsae.errors import HfsaeError, InvalidValue
 
 DEADLINE = 120.0
@@ -36,9 +44,9 @@ class Handlers:
         return Request(
             prompt=prompt,
             edits=edits_from_rows(edits or []),
-            tokens=checked_int("tokens", tokens, 1, 200),
+            tokens=checked_int("tokens", tokens, 1, MAX_TOKENS),
             temperature=temperature,
-            seed=checked_int("seed", seed, 0, 2**31 - 1),
+            seed=checked_int("seed", seed, 0, MAX_SEED),
             chat=chat,
         )
 

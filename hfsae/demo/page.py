@@ -97,7 +97,7 @@ def _prompt(gr: Any, parts: _Parts, handlers: Handlers, start: Request) -> tuple
         parts.prompt = gr.Textbox(
             start.prompt,
             label="Prompt (Shift+Enter generates)",
-            lines=3,
+            lines=2,
             max_length=MAX_PROMPT,
             scale=6,
             min_width=320,
@@ -125,13 +125,18 @@ def _generating(gr: Any, parts: _Parts, handlers: Handlers, buttons: tuple[Any, 
         trigger_mode="always_last",
         **MODEL,
     )
-    stop.click(None, cancels=[running], **PRIVATE)
+    stop.click(_stopped, parts.texts, parts.texts, cancels=[running], **PRIVATE)
 
     def tint(watch: str, shown: Any) -> Any:
         return handlers.tint(watch, shown) or gr.skip()
 
     for event in (parts.watch.change, running.then):
         event(tint, [parts.watch, parts.texts], parts.texts, **MODEL)
+
+
+def _stopped(shown: Any) -> Any:
+    """The texts as far as they came."""
+    return {**shown, "done": True} if isinstance(shown, dict) else shown
 
 
 def _features(gr: Any, parts: _Parts, handlers: Handlers) -> None:
