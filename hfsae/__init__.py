@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from hfsae.sae.config import SAEConfig
     from hfsae.sae.sparse import SparseFeatures
     from hfsae.sites import Site
-    from hfsae.train import TrainConfig, Trainer, train
+    from hfsae.train import TrainConfig, Trainer, finetune, train
 
 __version__ = "0.1.0"
 
@@ -55,6 +55,7 @@ __all__ = [
     "default_texts",
     "detach_all",
     "evaluate",
+    "finetune",
     "index_features",
     "load_attached",
     "load_default",
@@ -109,6 +110,7 @@ _HOMES = {
     "train": (
         "TrainConfig",
         "Trainer",
+        "finetune",
         "train",
     ),
 }
