@@ -45,7 +45,7 @@ def test_it_is_small_and_knows_every_living_feature(index):
 
 def test_its_contexts_are_where_the_feature_fires(index):
     model, tokenizer = load_default()
-    texts = ["".join(example.tokens[1:]) for example in index[RAISE].top]
+    texts = ["".join(example.tokens) for example in index[RAISE].top]
     batch = tokenizer(texts, return_tensors="pt", padding=True)
     with attach(model, layer=2) as attachment, attachment.record() as record, torch.no_grad():
         model(**batch)
