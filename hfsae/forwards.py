@@ -169,15 +169,17 @@ def _generate_code() -> CodeType | None:
 
 def _read_generation(names: dict[str, Any], decoding: dict[str, Any]) -> Generation:
     """Read it off the variables of ``generate``, and of the innermost decoding loop that it called."""
-    prompt = names.get("input_ids_length")
-    if prompt is None:
+    listed = names.get("input_ids_length")
+    if listed is None:
         return Generation()
-    if names["model_input_name"] == "inputs_embeds" and not names["self"].config.is_encoder_decoder:
-        prompt = max(prompt, names["inputs_tensor"].shape[1])
+    prompt, is_decoder = listed, not names["self"].config.is_encoder_decoder
+    if names["model_input_name"] == "inputs_embeds" and is_decoder:  # then the ids begin behind the prompt
+        prompt = max(listed, names["inputs_tensor"].shape[1])
     config, ids = names["generation_config"], decoding.get("input_ids")
+    columns = decoding.get("cur_len", None if ids is None else ids.shape[1])
     return Generation(
         prompt,
         max(config.num_beams or 1, config.num_return_sequences or 1),
-        None if names["self"].config.is_encoder_decoder else decoding.get("model_kwargs", {}).get("attention_mask"),
-        decoding.get("cur_len", None if ids is None else ids.shape[1]),
+        decoding.get("model_kwargs", {}).get("attention_mask") if is_decoder else None,
+        None if columns is None else columns + prompt - listed,
     )

@@ -72,8 +72,6 @@ class Tokens:
         self.check_rows("Rows")
         rows, batch = len(values), self.shape[0]
         prompts = batch // self.expand
-        if torch.compiler.is_compiling() and batch % rows == 0:
-            return values.repeat_interleave(batch // rows, 0)
         if rows != prompts:
             raise InvalidValue(
                 f"The edit has values for {rows} rows, the batch has {prompts}. One value per row was expected. "

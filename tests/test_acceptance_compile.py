@@ -12,6 +12,7 @@ from attach_cases import dictionary, inputs_for, logits, tiny
 
 import hfsae.hooks
 from hfsae.attach import attach
+from hfsae.errors import InvalidValue
 
 # These tests run again in a process without type checks, which cannot be traced and take time.
 CHECKED = hasattr(hfsae.hooks.capture, "__wrapped__")
@@ -86,6 +87,16 @@ def test_compiled_forwards_count_real_tokens(family):
 
 
 @unchecked
+def test_values_for_another_number_of_rows_are_refused_in_compiled_forwards_too():
+    model, inputs = tiny("gpt2"), inputs_for("gpt2", batch=4)
+    torch.compiler.reset()
+    with attach(model, 1, sae=dictionary()) as att, att.steer(3, torch.tensor([1.0, 2.0])):
+        with pytest.raises(InvalidValue, match="2 rows, the batch has 4"):
+            logits(torch.compile(model, backend="eager"), inputs)
+        logits(model, inputs_for("gpt2"))
+
+
+@unchecked
 def test_generating_with_a_compiled_decoder_selects_the_same_tokens():
     from transformers import CompileConfig
 
@@ -141,4 +152,4 @@ def test_all_this_in_a_process_without_type_checks():
         command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "7 passed" in done.stdout
+    assert "8 passed" in done.stdout

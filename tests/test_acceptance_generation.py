@@ -104,6 +104,19 @@ def test_positions_that_a_model_cannot_count_are_refused():
         assert edit.tokens_met == 2
 
 
+@pytest.mark.parametrize("family", ["llama", "mamba"])
+def test_prompts_of_embeddings_and_in_chunks_are_counted_alike(family):
+    model, ids = tiny(family), inputs_for(family)["input_ids"]
+    embedded = {"inputs_embeds": model.get_input_embeddings()(ids), "attention_mask": torch.ones_like(ids), **GREEDY}
+    with attach(model, 1, sae=dictionary()) as att:
+        for where in ({"positions": [2, 7, 11]}, {"positions": -1}, {"phase": "prompt"}, {"phase": "generated"}):
+            with att.steer(3, 9.0, **where):
+                expected = generate(model, ids)
+                assert torch.equal(model.generate(**embedded), expected[:, 10:]), where
+                if family == "llama":
+                    assert torch.equal(generate(model, ids, prefill_chunk_size=4), expected), where
+
+
 @pytest.mark.parametrize("family", ["gpt2", "mamba"])
 def test_positions_of_beams_mean_the_same_tokens_with_and_without_the_cache(family):
     model, ids = tiny(family), inputs_for(family)["input_ids"]
