@@ -11,9 +11,9 @@ from torch import nn
 
 from hfsae import scope
 from hfsae.errors import Unsupported
+from hfsae.hooks import find_dispatcher
 from hfsae.interventions import Intervention
-from hfsae.mounting import found_in
-from hfsae.stacks import host
+from hfsae.mount import Mount
 
 _ENTRY = "init_continuous_batching"
 
@@ -36,21 +36,24 @@ class _Guard:
 
 def guard_batching(root: nn.Module) -> None:
     """Make it an error to begin continuous batching under edits that it cannot serve."""
-    model = (host(root) or ("", None))[1]
-    if model is not None and hasattr(type(model), _ENTRY):
+    for model in _batching_models(root):
         vars(model)[_ENTRY] = _Guard(model)
 
 
 def unguard_batching(root: nn.Module) -> None:
     """Undo `guard_batching`."""
-    model = (host(root) or ("", None))[1]
-    if model is not None:
+    for model in _batching_models(root):
         vars(model).pop(_ENTRY, None)
+
+
+def _batching_models(root: nn.Module) -> list[nn.Module]:
+    return [part for part in root.modules() if hasattr(type(part), _ENTRY)]
 
 
 def _check(model: nn.Module) -> None:
     """Refuse edits that are open here alone, and applied ones that tell tokens of a row apart."""
-    mounts = [mount for mount, *_ in found_in(model)]
+    dispatchers = [find_dispatcher(module, io) for module in model.modules() for io in ("input", "output")]
+    mounts = [stage for d in dispatchers if d is not None for stage in d.stages if isinstance(stage, Mount)]
     if any(mount in mounts for opening in scope.openings() for mount, _ in opening.entries):
         raise Unsupported(
             "An edit or recording is open in this thread, and continuous batching runs in another. "
