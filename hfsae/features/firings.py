@@ -2,13 +2,18 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from hfsae.attachment import Attachment
-from hfsae.data.tokens import TokenBatch, spliced_mask
+from hfsae.data.limits import longest_row, special_ids
+from hfsae.data.tokens import TokenBatch, batches, spliced_mask
 from hfsae.hooks import capture
 from hfsae.sites import unwrap
+
+CONTEXT = 256
+"""Tokens in a row, where nothing else is asked for and the model reads so many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,3 +41,11 @@ def firings(attachment: Attachment, stream: Iterable[TokenBatch]) -> Iterator[tu
         mask = mask.cpu()
         row, position = mask.nonzero(as_tuple=True)
         yield batch, mask, Fired(row[token], position[token], feature, value.float())
+
+
+def read(attachment: Attachment, data: object, tokenizer: Any, reading: dict[str, Any]) -> Iterator[TokenBatch]:
+    """Return data as batches that fit the model; ``reading`` is what `hfsae.data.tokens.batches` may be told."""
+    model = unwrap(attachment.model)
+    known = None if tokenizer is not None else special_ids(model)
+    reading = {"context": min(CONTEXT, longest_row(model))} | reading
+    return batches(data, tokenizer=tokenizer, special_ids=known, **reading)

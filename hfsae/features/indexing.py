@@ -12,13 +12,13 @@ from hfsae.data.tokens import TokenBatch, batches
 from hfsae.errors import InvalidValue, Mismatch
 from hfsae.features.attribution import logit_attribution, nearest
 from hfsae.features.collecting import Collected
-from hfsae.features.firings import firings
+from hfsae.features.firings import CONTEXT, firings
 from hfsae.features.index import FeatureIndex, check_whole
 from hfsae.features.labelling import AUTOMATIC
 from hfsae.passes import at_rest
 from hfsae.sites import unwrap
 
-_NEIGHBOURS, _TOKENS, _CONTEXT = 8, 16, 256
+_NEIGHBOURS, _TOKENS = 8, 16
 
 
 def index_features(  # noqa: PLR0913
@@ -60,7 +60,7 @@ def index_features(  # noqa: PLR0913
         data,
         tokenizer=tokenizer,
         batch_size=batch_size,
-        context=min(_CONTEXT, longest_row(model)) if context is None else context,
+        context=min(CONTEXT, longest_row(model)) if context is None else context,
         max_tokens=max_tokens,
         special_ids=special_ids(model) if tokenizer is None else None,
         vocab_size=collected.vocabulary,

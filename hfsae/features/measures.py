@@ -13,10 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hfsae.attachment import Attachment
-from hfsae.data.limits import longest_row, special_ids
-from hfsae.data.tokens import batches
 from hfsae.errors import InvalidValue, Mismatch
-from hfsae.features.firings import firings
+from hfsae.features.firings import firings, read
 from hfsae.features.index import FeatureIndex
 from hfsae.features.labelling import Rule
 from hfsae.passes import at_rest
@@ -77,7 +75,7 @@ def mask_f1(
     d_sae = attachment.dictionary.config.d_sae
     hits, fires, holds = torch.zeros(d_sae), torch.zeros(d_sae), 0
     with at_rest(unwrap(attachment.model)):
-        for batch, encoded, fired in firings(attachment, _read(attachment, data, tokenizer, reading)):
+        for batch, encoded, fired in firings(attachment, read(attachment, data, tokenizer, reading)):
             wanted = mask(batch.input_ids) & encoded
             holds += int(wanted.sum())
             fires += torch.bincount(fired.feature, minlength=d_sae)
@@ -100,7 +98,7 @@ def rule_f1(
     table = _table(index.rules, index.collected.vocabulary)
     hits, fires, said = torch.zeros(d_sae), torch.zeros(d_sae), torch.zeros(d_sae)
     with at_rest(unwrap(attachment.model)):
-        for batch, encoded, fired in firings(attachment, _read(attachment, data, tokenizer, reading)):
+        for batch, encoded, fired in firings(attachment, read(attachment, data, tokenizer, reading)):
             before = torch.nn.functional.pad(batch.input_ids[:, :-1], (1, 0), value=-1)
             for kind, ids in (("on", batch.input_ids), ("after", before)):
                 token = ids[encoded]
@@ -140,18 +138,11 @@ def seed_stability(one: SparseCoder, other: SparseCoder) -> Float[Tensor, "d_sae
     return torch.cat([(first[i : i + 256] @ second.T).amax(1) for i in range(0, len(first), 256)])
 
 
-def _read(attachment: Attachment, data: object, tokenizer: Any, reading: dict[str, Any]) -> Any:
-    model = unwrap(attachment.model)
-    known = None if tokenizer is not None else special_ids(model)
-    reading = {"context": min(256, longest_row(model))} | reading
-    return batches(data, tokenizer=tokenizer, special_ids=known, **reading)
-
-
 def _rates(attachment: Attachment, data: object, tokenizer: Any, reading: dict[str, Any]) -> tuple[Tensor, int]:
     d_sae = attachment.dictionary.config.d_sae
     fires, tokens = torch.zeros(d_sae, dtype=torch.float64), 0
     with at_rest(unwrap(attachment.model)):
-        for _, encoded, fired in firings(attachment, _read(attachment, data, tokenizer, reading)):
+        for _, encoded, fired in firings(attachment, read(attachment, data, tokenizer, reading)):
             fires += torch.bincount(fired.feature, minlength=d_sae)
             tokens += int(encoded.sum())
     if not tokens:
