@@ -294,6 +294,7 @@ def test_config_parts_refuse_what_cannot_work():
 def test_config_round_trips_and_names_unknown_fields():
     config = TrainConfig(k=5, optimizer=OptimizerConfig(clip=2.0), recipe={"start": 0.5})
     assert TrainConfig.from_dict(config.to_dict()) == config
+    assert [TrainConfig(target_l0=l0).whole_k for l0 in (0.3, 2.4, 2.5, 3.5)] == [1, 2, 3, 4]
     with pytest.raises(InvalidValue, match="Did you mean 'tokens'"):
         TrainConfig.from_dict({"token": 3})
 

@@ -221,7 +221,7 @@ def _place(config: TrainConfig, d_in: int, **fields: Any) -> SAEConfig:
     d_sae = config.features(d_in)
     if config.architecture == "matryoshka":
         fields["group_sizes"] = tuple(config.recipe.get("group_sizes") or default_groups(d_sae))
-    return SAEConfig(architecture=config.architecture, d_in=d_in, d_sae=d_sae, k=max(round(config.l0), 1), **fields)
+    return SAEConfig(architecture=config.architecture, d_in=d_in, d_sae=d_sae, k=config.whole_k, **fields)
 
 
 def _check_start(init_from: SAE | None, place: SAEConfig) -> None:

@@ -140,6 +140,11 @@ class TrainConfig:
         return float(self.k if self.target_l0 is None else self.target_l0)
 
     @property
+    def whole_k(self) -> int:
+        """Features that fire per token where it must be a whole number, the same for each token; halves go up."""
+        return max(math.floor(self.l0 + 0.5), 1)
+
+    @property
     def batch(self) -> int:
         """Activations in a step."""
         if self.batch_size is not None:

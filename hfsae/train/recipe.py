@@ -110,7 +110,7 @@ class Recipe(nn.Module):
 
     def __init__(self, shape: Shape, config: TrainConfig) -> None:
         super().__init__()
-        self.shape, self.k = shape, config.l0
+        self.shape, self.k, self.whole_k = shape, config.l0, config.whole_k
         self.options = chosen_options(type(self), config)
         generator = torch.Generator().manual_seed(config.seed + _SEED_OFFSET)
         self.W_dec = nn.Parameter(_unit_rows(shape.d_sae, shape.d_out, generator))
@@ -151,7 +151,7 @@ class Recipe(nn.Module):
     def forward(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], moment: Moment) -> Terms:
         """Return the losses of a batch: x is encoded, y reconstructed (the same tensor unless it transcodes)."""
         if moment.progress < self.options["start"]:
-            return self.sparse_terms(*self.strongest(x, round(self.k)), x, y)
+            return self.sparse_terms(*self.strongest(x, self.whole_k), x, y)
         return self.own_terms(x, y, moment)
 
     def own_terms(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:

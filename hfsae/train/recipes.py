@@ -86,7 +86,7 @@ class MatchingPursuit(Recipe):
 
     def own_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return values and features, one slot each."""
-        return matching_pursuit(self.centred(x), self.W_enc, self.b_enc, self.W_dec, round(self.k))
+        return matching_pursuit(self.centred(x), self.W_enc, self.b_enc, self.W_dec, self.whole_k)
 
     @torch.no_grad()
     def settle(self, x: Tensor) -> float:

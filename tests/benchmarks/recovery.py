@@ -45,12 +45,16 @@ def main() -> None:
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     print(f"{'world':13s}{'architecture':17s}seed  rec90  MMCS     F1     L0    FVU   dead  absorption  CPU s")
-    for name, architecture, seed in product(chosen.worlds, chosen.architectures, chosen.seeds):
-        line(name, architecture, seed, chosen.steps)
+    for name, architecture in product(chosen.worlds, chosen.architectures):
+        runs = [scores(name, architecture, seed, chosen.steps) for seed in chosen.seeds]
+        for seed, run in zip(chosen.seeds, runs, strict=True):
+            line(name, architecture, str(seed), run)
+        if len(runs) > 1:
+            line(name, architecture, "mean", {key: sum(run[key] for run in runs) / len(runs) for key in runs[0]})
 
 
-def line(name: str, architecture: str, seed: int, steps: int) -> None:
-    """Train one dictionary and print its scores."""
+def scores(name: str, architecture: str, seed: int, steps: int) -> dict[str, float]:
+    """Train one dictionary and return its scores."""
     world = World(**WORLDS[name], seed=seed)
     tokens = BATCH * steps
     config = TrainConfig(
@@ -60,11 +64,16 @@ def line(name: str, architecture: str, seed: int, steps: int) -> None:
     sae = train(activations=Samples(world, tokens + 2**17, seed), config=config, progress=False)
     spent = time.thread_time() - begun
     x, codes = world.sample(16_384, torch.Generator().manual_seed(99))
-    s = recovery(sae, world, x, codes)
-    absorbed = "" if s.absorption is None else f"{s.absorption:.3f}"
+    found = recovery(sae, world, x, codes).to_dict()
+    return {**{key: score for key, score in found.items() if score is not None}, "spent": spent}
+
+
+def line(name: str, architecture: str, seed: str, s: dict[str, float]) -> None:
+    """Print the scores of a run, or their means."""
+    absorbed = f"{s['absorption']:.3f}" if "absorption" in s else ""
     print(
-        f"{name:13s}{architecture:17s}{seed:4d}{s.rec90:7.3f}{s.mmcs_forward:7.3f}{s.f1:7.3f}{s.l0:7.2f}{s.fvu:7.3f}"
-        f"{s.dead:7.3f}{absorbed:>12s}{spent:7.1f}",
+        f"{name:13s}{architecture:17s}{seed:>4s}{s['rec90']:7.3f}{s['mmcs_forward']:7.3f}{s['f1']:7.3f}{s['l0']:7.2f}"
+        f"{s['fvu']:7.3f}{s['dead']:7.3f}{absorbed:>12s}{s['spent']:7.1f}",
         flush=True,
     )
 
