@@ -1,6 +1,7 @@
 """What features mean: an index of what they fire on, cards, labels, a dashboard, and measures that need no judge."""
 
 from hfsae.features.card import Example, FeatureCard
+from hfsae.features.delphi import save_delphi_cache
 from hfsae.features.effects import ablation_sparsity, cofiring
 from hfsae.features.index import FeatureIndex
 from hfsae.features.indexing import index_features
@@ -21,6 +22,7 @@ __all__ = [
     "load_labels",
     "mask_f1",
     "rule_f1",
+    "save_delphi_cache",
     "save_labels",
     "seed_stability",
     "sparse_probe",
