@@ -186,6 +186,7 @@ def test_an_exception_inside_an_edit_leaves_the_model_as_it_was():
 
 def test_a_deep_copy_keeps_its_own_splice():
     model, inputs = tiny("gpt2"), inputs_for("gpt2")
+    before = traces(model)
     att = attach(model, 1, sae=dictionary())
     att.splice().apply()
     spliced = logits(model, inputs)
@@ -196,8 +197,11 @@ def test_a_deep_copy_keeps_its_own_splice():
     assert other.mount is not att.mount
     assert other.site == att.site
     assert other.live
+    assert other.point.module is copied.transformer.h[1]
     other.clear()
     assert torch.equal(logits(copied, inputs), logits(model, inputs))
+    other.detach()
+    assert traces(copied) == before
 
 
 def test_a_pickled_model_keeps_its_applied_edits():
