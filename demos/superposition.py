@@ -109,7 +109,7 @@ def recovering(folder: Path) -> None:
         claim = f"coherence {coherence:g} (largest cosine {mu:.2f}): theory is sure below {bound:.2f} active features"
         say(claim, f"80 % of directions are found up to {reach:g}")
     drop = sweep.f1[0, 1] - sweep.f1[-1, 1]
-    say("coherence leaves directions findable but blurs who fired: F1 lost at 2 active", f"{drop:.2f}")
+    say("coherence costs more in telling who fired than in finding directions: F1 lost at 2 active", f"{drop:.2f}")
     bias(toy.World(n=128, d=32, l0=4.0))
 
 

