@@ -8,9 +8,10 @@ import torch
 
 from hfsae.attach import attach
 from hfsae.cli.features import features
+from hfsae.cli.index import index as make_index
 from hfsae.default import FILES, default_texts, load_default, load_index
 from hfsae.dictionary import SAE
-from hfsae.errors import InvalidValue
+from hfsae.errors import InvalidValue, Unsupported
 from hfsae.features import FeatureIndex, rule_f1
 
 FOLDER = FILES / "resid_post.layer_2"
@@ -97,3 +98,12 @@ def test_the_command_line_writes_a_dashboard(tmp_path, capsys):
         features(search="raise", html=tmp_path / "dashboard")
     with pytest.raises(InvalidValue, match="none lies beside this dictionary"):
         features(layer=1, html=tmp_path / "other")
+
+
+def test_the_command_line_makes_an_index_and_reads_it(tmp_path, capsys):
+    make_index(out=tmp_path / "index", layer=1, max_tokens=600, small=True)
+    assert "of 2,048 features fire" in capsys.readouterr().out
+    features(text="12", index=tmp_path / "index")
+    assert "feature 12: `Error`" in capsys.readouterr().out
+    with pytest.raises(Unsupported, match="was trimmed"):
+        make_index(out=tmp_path / "index", layer=1, max_tokens=600)

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from hfsae.cli import check, convert, demo, evaluate, features, info, push, steer, train
+from hfsae.cli import check, convert, demo, evaluate, features, index, info, push, steer, train
 from hfsae.errors import HfsaeError
 
 app = typer.Typer(
@@ -22,6 +22,7 @@ app = typer.Typer(
 _COMMANDS: dict[str, Callable[..., None]] = {
     "info": info.info,
     "features": features.features,
+    "index": index.index,
     "steer": steer.steer,
     "eval": evaluate.evaluate,
     "check": check.check,
