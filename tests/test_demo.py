@@ -1,6 +1,7 @@
 """The steering demo: its state, its engine and its page."""
 
 import math
+import socket
 import sys
 from types import SimpleNamespace
 
@@ -193,6 +194,13 @@ def test_the_demo_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(MissingPackage, match=r"pip install 'hfsae\[demo\]'"):
         hfsae.demo.app.demo()
+
+
+def test_a_port_that_is_taken_is_named():
+    with socket.create_server(("127.0.0.1", 0)) as taken, as_in_production():
+        port = taken.getsockname()[1]
+        with pytest.raises(InvalidValue, match=f"Port {port} is in use"):
+            hfsae.demo.app.launch(None, port=port)
 
 
 @pytest.mark.parametrize("share", [False, True])

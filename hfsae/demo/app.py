@@ -1,6 +1,7 @@
 """Opening the demo: model, dictionary and page, served on this machine alone unless asked otherwise."""
 
 import os
+import socket
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hfsae.demo.guard import Guard
 from hfsae.demo.handlers import Handlers
 from hfsae.demo.page import Preset, build, read_presets
 from hfsae.demo.state import Request
-from hfsae.errors import MissingPackage
+from hfsae.errors import InvalidValue, MissingPackage
 from hfsae.features import FeatureIndex
 
 COST_TEXT = '''def load(path, mode="r"):
@@ -76,9 +77,14 @@ def launch(page: Any, *, port: int | None = None, share: bool = False, block: bo
         port: Port; None takes the first free one from 7860.
         share: Open a public link through gradio's servers. Anyone with the link can use the model.
         block: Serve until interrupted; False returns at once.
+
+    Raises:
+        InvalidValue: when the port is taken.
     """
     from starlette.middleware import Middleware
 
+    if port is not None and not _is_free(port):
+        raise InvalidValue(f"Port {port} is in use. A free one was expected. Name another, or none to take the first.")
     page.queue(max_size=32, default_concurrency_limit=1, api_open=False)
     return page.launch(
         server_name="127.0.0.1",
@@ -99,6 +105,11 @@ def launch(page: Any, *, port: int | None = None, share: bool = False, block: bo
         app_kwargs={"middleware": [Middleware(Guard)]},
         quiet=True,
     )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as tried:
+        return tried.connect_ex(("127.0.0.1", port)) != 0
 
 
 def _theme() -> Any:
