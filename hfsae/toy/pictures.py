@@ -97,7 +97,7 @@ def holding(result: "Holding", d: int) -> "Figure":
     _finish(right, "share of a dimension that each feature has", "sparsity: a feature is active in one of … inputs")
     left.set_yticks(range(0, n + 1, d))
     for axes in (left, right):
-        _plain_log(axes, [1, 3, 10, 30, 100])
+        _plain_log(axes, [1.0, 3.0, 10.0, 30.0, 100.0])
     return figure
 
 
@@ -113,7 +113,7 @@ def phases(grid: "PhaseGrid") -> "Figure":
     importance = torch.linspace(0.02, 1.05, 100)
     boundary = [phase_boundary(float(i)) for i in importance]
     axes.plot(boundary, importance.tolist(), color=INK, linewidth=2.5)
-    _plain_log(axes, [0.03, 0.1, 0.3, 1])
+    _plain_log(axes, [0.03, 0.1, 0.3, 1.0])
     low, high = float(grid.densities.min()), float(grid.densities.max())
     axes.set(xlim=(0.85 * low, 1.2 * high), ylim=(0, 1.3))
     axes.text(low, 1.12, "both, back to back", color=BLUE, fontsize=_TITLE, weight="bold")
@@ -235,7 +235,7 @@ def privileges(rows: Sequence["Privilege"]) -> "Figure":
     axes.text(last.own, 0.25, "own axes", fontsize=_TEXT, color=BLUE, ha="center", weight="bold")
     axes.text(last.turned, 0.25, "turned at random", fontsize=_TEXT, color="#a06c00", ha="center", weight="bold")
     axes.set_yticks(range(len(rows)), [row.name for row in reversed(rows)], fontsize=_TEXT)
-    _plain_log(axes, [1, 3, 10, 30, 100])
+    _plain_log(axes, [1.0, 3.0, 10.0, 30.0, 100.0])
     axes.set(xlim=(1, 3 * max(row.own for row in rows)), ylim=(-0.6, len(rows)))
     _finish(axes, "", "mean kurtosis of the coordinates")
     return figure
