@@ -183,6 +183,8 @@ def _misshapen(call: Call | None, probe: Probe) -> str | None:
         if tensor.dim() != 3 or tensor.shape[0] != batch or (lengths and tensor.shape[1] not in lengths):
             expected = f"[{batch}, {' or '.join(map(str, lengths)) or 'seq'}, width]"
             return f"its {side} has shape {list(tensor.shape)} where {expected} was expected"
+    if call.input is not None and call.output is not None and call.input.shape != call.output.shape:
+        return f"it changes the stream's shape from {list(call.input.shape)} to {list(call.output.shape)}"
     return None
 
 

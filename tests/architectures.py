@@ -1,4 +1,4 @@
-"""Tiny random models of every causal, masked and encoder-decoder architecture of the installed transformers."""
+"""Tiny random models of every causal, masked, encoder-decoder and image architecture of the installed transformers."""
 
 import copy
 from typing import Any
@@ -38,7 +38,7 @@ _COMPLETED: dict[str, dict[str, Any]] = {
 
 def architectures() -> list[tuple[str, str]]:
     """Return kind and model type of every architecture, in the order in which transformers lists them."""
-    return [(kind, name) for kind, mapping in KINDS.items() for name in mapping]
+    return [(kind, name) for kind, mapping in {**KINDS, **_IMAGE}.items() for name in mapping]
 
 
 def tiny(kind: str, name: str) -> nn.Module:
@@ -59,9 +59,14 @@ def tiny(kind: str, name: str) -> nn.Module:
 
 
 def tiny_inputs(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Return token ids for a tiny model, for its decoder too where it has two halves."""
+    """Return token ids for a tiny model, for its decoder too where it has two halves; pixels where it reads no text."""
     generator = torch.Generator().manual_seed(1)
     config: Any = model.config
+    if model.main_input_name == "pixel_values":
+        vision = getattr(config, "vision_config", None) or config
+        side = getattr(vision, "image_size", 32)
+        sides = (side, side) if isinstance(side, int) else side
+        return {"pixel_values": torch.randn(2, getattr(vision, "num_channels", 3), *sides, generator=generator)}
     size = min(getattr(config.get_text_config(decoder=True), "vocab_size", 0) or 100, 200)
     inputs = {"input_ids": torch.randint(10 % size, size, (2, 12), generator=generator)}
     if config.is_encoder_decoder:

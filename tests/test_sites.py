@@ -26,6 +26,8 @@ from transformers import (
     LlamaForCausalLM,
     LlavaConfig,
     LlavaForConditionalGeneration,
+    SwinConfig,
+    SwinModel,
     T5Config,
     T5ForConditionalGeneration,
     ViTConfig,
@@ -232,6 +234,12 @@ def test_stream_with_another_order_of_dimensions_is_told() -> None:
     model = XLNetLMHeadModel(XLNetConfig(d_model=32, n_layer=2, n_head=4, d_inner=64, vocab_size=96))
     with pytest.raises(SiteNotFound, match=r"has shape \[12, 2, 32\] where \[2, 12, width\] was expected"):
         resolve(model, 0)
+
+
+def test_stream_that_changes_its_shape_is_told() -> None:
+    config = SwinConfig(image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)
+    with pytest.raises(SiteNotFound, match=r"changes the stream's shape from \[2, 64, 16\] to \[2, 16, 32\]"):
+        resolve(SwinModel(config), 0)
 
 
 @pytest.mark.filterwarnings("ignore")
