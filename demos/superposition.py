@@ -128,9 +128,20 @@ def bias(world: toy.World) -> None:
     say(claim, f"{without.l0:.0f}, F1 {without.f1:.2f}; with b_enc = -0.5: {with_bias.l0:.1f}, F1 {with_bias.f1:.2f}")
 
 
+def neurons_of_a_world() -> None:
+    """Hold features beside the coordinates of a world of known truth."""
+    chapter("5. Neurons and features, scored alike on samples that did not pick what they stand for")
+    world = toy.World(n=128, d=32, l0=2.0)
+    x, _ = world.sample(200_000, torch.Generator().manual_seed(0))
+    config = hfsae.TrainConfig(d_sae=128, k=2, tokens=len(x), batch_size=512)
+    dictionary = hfsae.train(activations=x, config=config, progress=False)
+    for row in toy.compare_with_controls(dictionary, toy.world_samples(world, 20_000, seed=1)):
+        say(f"128 features in 32 dimensions: {row.name}", f"purity {row.purity}, F1 {row.f1}")
+
+
 def neurons(folder: Path) -> None:
     """Hold features beside neurons."""
-    chapter("5. Neurons and features, scored alike on text that did not pick what they stand for")
+    neurons_of_a_world()
     model, tokenizer = hfsae.load_default()
     attachment = hfsae.attach(model, layer=2)
     samples = toy.text_samples(attachment, hfsae.default_texts("validation"), tokenizer=tokenizer, tokens_per_text=4000)
@@ -138,7 +149,7 @@ def neurons(folder: Path) -> None:
     title = f"block 2 of the shipped model, {len(samples.x):,} tokens, k = {attachment.dictionary.config.k}"
     pictures.meanings(standings, title).savefig(folder / "neurons.png", dpi=80)
     for row in standings:
-        say(f"{row.name}, {row.live:,.0f} live", f"purity {row.purity}, F1 {row.f1}")
+        say(f"shipped model: {row.name}, {row.live:,.0f} live", f"purity {row.purity}, F1 {row.f1}")
     print(
         "  A coordinate of the residual stream, the 'neuron basis', means no more than a random direction; features do."
         "\n  The MLP's own neurons are another matter: their non-linearity makes them sparse, and in so small a model"
@@ -147,6 +158,11 @@ def neurons(folder: Path) -> None:
         "\n  text and draws of directions; there is one trained dictionary."
     )
     attachment.detach()
+
+
+def basis(folder: Path) -> None:
+    """Ask whether coordinates are special."""
+    model, tokenizer = hfsae.load_default()
     chapter("6. A privileged basis: axes that the network treats apart, not the directions of its features")
     sites = [hfsae.Site.parse(site) for site in (*SITES, "mlp_act.layer_2")]
     rows = toy.site_privileges(model, hfsae.default_texts("validation"), sites, tokenizer=tokenizer)
@@ -166,7 +182,7 @@ def main() -> None:
     folder = parser.parse_args().pictures
     folder.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore", hfsae.HfsaeWarning)
-    for part in (exact, sparsity, interfering, recovering, neurons):
+    for part in (exact, sparsity, interfering, recovering, neurons, basis):
         part(folder)
     print(f"\npictures: {folder}/")
 

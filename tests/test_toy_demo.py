@@ -102,6 +102,6 @@ def test_the_superposition_script_writes_its_pictures_in_less_than_90_seconds(tm
     assert done.returncode == 0, done.stderr
     assert time.monotonic() - begun < 90
     assert len(list(tmp_path.glob("*.png"))) == 7
-    standing = dict(re.findall(r"  (.+), [\d,]+ live: purity ([\d.]+)", done.stdout))
+    standing = dict(re.findall(r"shipped model: (.+), [\d,]+ live: purity ([\d.]+)", done.stdout))
     assert float(standing["trained dictionary"]) > 1.5 * float(standing["neuron basis"])
     assert float(standing["trained dictionary"]) > 1.5 * float(standing["random directions"])
