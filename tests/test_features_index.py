@@ -23,7 +23,7 @@ from hfsae.errors import (
     OutOfRange,
     Unsupported,
 )
-from hfsae.features import FeatureIndex, index_features
+from hfsae.features import FeatureIndex, collecting, index_features
 from hfsae.features.collecting import Collected, to_tensors
 from hfsae.features.contexts import LEFT, WIDTH, BestContexts, Contexts
 from hfsae.features.labelling import Rule
@@ -260,6 +260,33 @@ def test_neighbours_have_the_highest_cosine(attachment, rows):
     cosines[3] = -2
     found, cosine = index.features_like(3)[0]
     assert (found, cosine) == (int(cosines.argmax()), pytest.approx(float(cosines.max()), rel=1e-5))
+
+
+def test_features_that_fire_together_are_found(attachment, rows, monkeypatch, tmp_path):
+    monkeypatch.setattr(collecting, "EVERY", 1)
+    index = index_features(attachment, rows, batch_size=4)
+    fires = torch.cat([features_of(attachment, row)[1:] for row in rows]) > 0
+    expected = torch.corrcoef(fires.T.double()).nan_to_num(0.0).fill_diagonal_(-1)
+    expected[fires.T.double() @ fires.double() < 3] = -1
+    for feature in range(24):
+        found = index.fires_with(feature)
+        best = expected[feature].topk(len(found)).values.tolist()
+        assert [value for _, value in found] == pytest.approx(best, abs=1e-6)
+        assert all(value == pytest.approx(float(expected[feature, other]), abs=1e-6) for other, value in found)
+        assert len(found) == min(6, int((expected[feature] > 0).sum()))
+    assert sum(len(index.fires_with(feature)) for feature in range(24)) > 24
+    index.trimmed().save(tmp_path / "index")
+    small = FeatureIndex.load(tmp_path / "index")
+    assert all([i for i, _ in small.fires_with(f)] == [i for i, _ in index.fires_with(f)] for f in range(24))
+    assert any("fires with" in str(small[feature]) for feature in range(24))
+
+
+def test_one_token_of_sixteen_is_sampled(attachment):
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randint(3, 20, (40, 60), generator=generator).tolist()
+    index = index_features(attachment, rows)
+    share = index.collected.together.tokens / index.tokens
+    assert 0.5 / 16 < share < 2 / 16
 
 
 def test_search_finds_words_in_contexts_labels_and_promoted_tokens(attachment, rows):

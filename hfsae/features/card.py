@@ -76,6 +76,8 @@ class FeatureCard:
     """Tokens whose logits it lowers."""
     neighbours: tuple[tuple[int, float], ...]
     """Features with the nearest decoder directions, and the cosine."""
+    cofiring: tuple[tuple[int, float], ...] = ()
+    """Features that fire on the same tokens, and the correlation of firing."""
 
     @property
     def summary(self) -> str:
@@ -103,8 +105,9 @@ class FeatureCard:
         for name, tokens in (("promotes", self.promoted), ("suppresses", self.suppressed)):
             if tokens:
                 lines.append(f"  {name}: " + ", ".join(repr(token) for token, _ in tokens))
-        if self.neighbours:
-            lines.append("  nearest: " + ", ".join(f"{i} ({cosine:.2f})" for i, cosine in self.neighbours))
+        for name, partners in (("nearest", self.neighbours), ("fires with", self.cofiring)):
+            if partners:
+                lines.append(f"  {name}: " + ", ".join(f"{i} ({value:.2f})" for i, value in partners))
         return "\n".join(lines + [f"  {example.f[example.at]:8.3g}  {example}" for example in self.top])
 
     def to_html(self) -> str:
@@ -123,9 +126,9 @@ class FeatureCard:
             _tokens("Promotes", self.promoted),
             _tokens("Suppresses", self.suppressed),
         ]
-        if self.neighbours:
-            shown = ", ".join(f'<a href="#{i}">{i}</a> {cosine:.2f}' for i, cosine in self.neighbours)
-            parts.append(f"<p>Nearest: {shown}</p>")
+        for title, partners in (("Nearest", self.neighbours), ("Fires with", self.cofiring)):
+            shown = ", ".join(f'<a href="#{i}">{i}</a> {value:.2f}' for i, value in partners)
+            parts.append(f"<p>{title}: {shown}</p>" if shown else "")
         for title, examples in (("Strongest contexts", self.top), ("Random contexts, weak to strong", self.samples)):
             parts.append(f"<h3>{title}</h3>" + "".join(example.to_html(self.max) for example in examples))
         return f'<div class="hfsae-card">{"".join(parts)}</div>'

@@ -15,6 +15,7 @@ from hfsae.data.tokens import TokenBatch
 from hfsae.features.contexts import LEFT, WIDTH, BestContexts, Contexts, joined
 from hfsae.features.firings import Fired
 from hfsae.features.tallies import PairCounts
+from hfsae.features.together import EVERY, Together
 
 HISTOGRAM_FROM, HISTOGRAM_BINS = -10.0, 40
 """Half-octave bins of activation strength, the first from 2^-10 and the last open: bin i begins at 2^(-10 + i / 2)."""
@@ -53,6 +54,7 @@ class Collected:
         self.previous_count = torch.zeros(self.vocabulary, dtype=torch.int64)
         self.on_token = PairCounts(self.vocabulary)
         self.after_token = PairCounts(self.vocabulary)
+        self.together = Together(self.d_sae)
         self.top = BestContexts(self.d_sae, self.contexts)
         self.samples = BestContexts(self.d_sae * SAMPLE_RANGES, SAMPLES_PER_RANGE)
 
@@ -66,7 +68,9 @@ class Collected:
         previous = torch.cat([torch.full_like(batch.input_ids[:, :1], -1), batch.input_ids[:, :-1]], 1)
         self._add_numbers(fired)
         self._add_tokens(batch.input_ids, previous, mask, fired)
-        self._offer(batch, fired)
+        row_hash = _row_hash(batch)
+        self._add_together(mask, fired, row_hash)
+        self._offer(batch, fired, row_hash)
 
     def _add_numbers(self, fired: Fired) -> None:
         feature, value = fired.feature, fired.value
@@ -87,10 +91,16 @@ class Collected:
         before = previous[fired.row, fired.position]
         self.after_token.add(fired.feature[before >= 0], before[before >= 0])
 
-    def _offer(self, batch: TokenBatch, fired: Fired) -> None:
+    def _add_together(self, mask: Tensor, fired: Fired, row_hash: Tensor) -> None:
+        place = torch.arange(mask.shape[1]) * _HASH_POSITION
+        sampled = mask & (_mix(row_hash[:, None] + place) % EVERY == 0)
+        chosen = sampled[fired.row, fired.position]
+        token = fired.row[chosen] * mask.shape[1] + fired.position[chosen]
+        self.together.add(int(sampled.sum()), token, fired.feature[chosen])
+
+    def _offer(self, batch: TokenBatch, fired: Fired, row_hash: Tensor) -> None:
         keys, order = (_token_key(batch, fired.row, fired.position) * self.d_sae + fired.feature).sort()
         values = fired.value[order]
-        row_hash = _row_hash(batch)
         tie = _mix(row_hash[fired.row] + fired.position * _HASH_POSITION + fired.feature * _HASH_FEATURE)
 
         def offer(best: BestContexts, group: Tensor, score: Tensor, chosen: Tensor) -> None:
@@ -113,6 +123,7 @@ def to_tensors(c: Collected) -> dict[str, Tensor]:
     for name in ("on_token", "after_token"):
         features, tokens, counts = getattr(c, name).pairs()
         tensors |= {f"{name}.keys": features * c.vocabulary + tokens, f"{name}.counts": counts}
+    tensors |= c.together.to_tensors()
     return tensors | c.top.best().to_tensors("top") | c.samples.best().to_tensors("samples")
 
 
@@ -125,6 +136,7 @@ def from_tensors(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Collected
         setattr(c, name, tensors[name].to(getattr(c, name).dtype))
     for name in ("on_token", "after_token"):
         setattr(c, name, PairCounts(c.vocabulary, tensors[f"{name}.keys"], tensors[f"{name}.counts"]))
+    c.together = Together.from_tensors(c.d_sae, tensors)
     c.top = BestContexts(c.d_sae, c.contexts, Contexts.from_tensors(tensors, "top"))
     c.samples = BestContexts(c.d_sae * SAMPLE_RANGES, SAMPLES_PER_RANGE, Contexts.from_tensors(tensors, "samples"))
     return c
@@ -136,7 +148,8 @@ def merged(one: Collected, other: Collected) -> Collected:
     first, second = to_tensors(one), to_tensors(other)
     tensors = {name: first[name] + second[name] for name in _COUNTS}
     tensors["max"] = torch.maximum(one.max, other.max)
-    for name in ("on_token", "after_token"):
+    tensors |= {name: first[name] + second[name] for name in ("together.fires", "together.tokens")}
+    for name in ("on_token", "after_token", "together"):
         keys, where = torch.cat([first[f"{name}.keys"], second[f"{name}.keys"]]).unique(return_inverse=True)  # type: ignore[no-untyped-call]
         counts = torch.cat([first[f"{name}.counts"], second[f"{name}.counts"]])
         tensors[f"{name}.keys"] = keys

@@ -10,6 +10,7 @@ from hfsae.attach import Attachment
 from hfsae.data.tokens import TokenBatch
 from hfsae.errors import InvalidValue
 from hfsae.features.firings import Fired, firings, read
+from hfsae.features.together import correlation
 from hfsae.passes import at_rest
 from hfsae.sae.sparse import FeatureList, feature_ids
 from hfsae.sites import unwrap
@@ -44,7 +45,8 @@ def cofiring(
             _add_pairs(together, batch, fired, ids)
     if not tokens:
         raise InvalidValue("No token was encoded: all are special or excluded. Give longer texts.")
-    phi = _phi(together.T, fires[ids].double(), fires.double(), tokens)
+    one, other = fires[ids, None].double(), fires[None].double()
+    phi = correlation(together.T, one, other, tokens).float()
     phi[torch.arange(len(ids)), ids] = -torch.inf
     values, found = phi.topk(min(most, d_sae - 1), dim=1)
     return {
@@ -61,13 +63,6 @@ def _add_pairs(together: Tensor, batch: TokenBatch, fired: Fired, ids: Tensor) -
         here[token[fired.feature == feature], column] = 1.0
     met = here[token].any(1)
     together.index_add_(0, fired.feature[met], here[token[met]])
-
-
-def _phi(both: Tensor, one: Tensor, other: Tensor, tokens: int) -> Tensor:
-    """The correlation of firing, from how often both fire, and each."""
-    one, other = one[:, None], other[None]
-    spread = (one * (tokens - one) * other * (tokens - other)).sqrt()
-    return torch.where(spread > 0, (tokens * both - one * other) / spread.clamp(min=1.0), 0.0).float()
 
 
 @torch.no_grad()

@@ -82,6 +82,10 @@ class FeatureIndex:
     def _samples(self) -> tuple[Contexts, list[int]]:
         return _by_group(self.collected.samples.best(), len(self), per_feature=SAMPLE_RANGES)
 
+    @cached_property
+    def _cofiring(self) -> dict[str, Tensor]:
+        return self.weights if "cofiring_ids" in self.weights else cofiring_of(self.collected)
+
     def __getitem__(self, feature: int) -> FeatureCard:
         """Return the card of a feature.
 
@@ -93,12 +97,11 @@ class FeatureIndex:
 
     def features_like(self, feature: int) -> list[tuple[int, float]]:
         """Return the features whose decoder directions are nearest, with the cosine."""
-        if "neighbour_ids" not in self.weights:
-            return []
-        ids, cosines = (
-            self.weights[name][feature, :_SHOWN_NEIGHBOURS].tolist() for name in ("neighbour_ids", "neighbour_cosines")
-        )
-        return list(zip(ids, cosines, strict=True))
+        return _partners(self.weights, "neighbour", feature)
+
+    def fires_with(self, feature: int) -> list[tuple[int, float]]:
+        """Return the features whose firing correlates most with its own, with the correlation (phi)."""
+        return _partners(self._cofiring, "cofiring", feature)
 
     def search(self, words: str, *, regex: bool = False, limit: int = 50) -> list[FeatureCard]:
         """Return the cards of features whose label, contexts or promoted tokens hold the words, best first.
@@ -157,7 +160,7 @@ class FeatureIndex:
         return replace(
             self,
             collected=trimmed_counts(self.collected, contexts, samples, around),
-            weights=trimmed_weights(self.weights, _SHOWN_TOKENS, _SHOWN_NEIGHBOURS),
+            weights=trimmed_weights(self.weights | self._cofiring, _SHOWN_TOKENS, _SHOWN_NEIGHBOURS),
             fixed_rules=[rule and replace(rule, f1=round(256 * rule.f1) / 256) for rule in self.rules],
         )
 
@@ -252,6 +255,7 @@ def _card(index: FeatureIndex, feature: int) -> FeatureCard:
         promoted=_effect(index, "promoted", feature),
         suppressed=_effect(index, "suppressed", feature),
         neighbours=tuple(index.features_like(feature)),
+        cofiring=tuple(index.fires_with(feature)),
     )
 
 
@@ -277,6 +281,20 @@ def _label(index: FeatureIndex, feature: int) -> tuple[str, str, float | None]:
     if feature in index.labels:
         return (*index.labels[feature], f1)
     return ("", AUTOMATIC, None) if rule is None else (rule.text(index.vocabulary), AUTOMATIC, f1)
+
+
+def cofiring_of(collected: Collected) -> dict[str, Tensor]:
+    """Return which features fire together, as an index keeps it."""
+    ids, values = collected.together.nearest(_SHOWN_NEIGHBOURS)
+    return {"cofiring_ids": ids, "cofiring_values": values}
+
+
+def _partners(known: dict[str, Tensor], kind: str, feature: int) -> list[tuple[int, float]]:
+    """The ids and values that are known of a feature; -1 stands for none."""
+    if f"{kind}_ids" not in known:
+        return []
+    ids, values = (known[f"{kind}_{name}"][feature, :_SHOWN_NEIGHBOURS].tolist() for name in ("ids", "values"))
+    return [(i, value) for i, value in zip(ids, values, strict=True) if i >= 0]
 
 
 def _to_file(index: FeatureIndex) -> tuple[dict[str, Any], dict[str, Tensor]]:

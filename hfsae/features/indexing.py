@@ -112,7 +112,7 @@ def _finished(attachment: Attachment, model: nn.Module, collected: Collected, to
         names = ("promoted_ids", "promoted_values", "suppressed_ids", "suppressed_values")
         weights |= dict(zip(names, effects, strict=True))
     if len(dictionary.W_dec) > 1:
-        weights["neighbour_ids"], weights["neighbour_cosines"] = nearest(dictionary.W_dec, _NEIGHBOURS)
+        weights["neighbour_ids"], weights["neighbour_values"] = nearest(dictionary.W_dec, _NEIGHBOURS)
     known = getattr(dictionary, "labels", {}).items()
     # Automatic ones are left out: those of this index follow from its own counts.
     labels = {i: (label.text, label.source) for i, label in known if label.source != AUTOMATIC}

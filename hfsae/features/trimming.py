@@ -28,7 +28,8 @@ def trimmed_counts(c: Collected, contexts: int, samples: int, around: tuple[int,
 
 def trimmed_weights(weights: dict[str, Tensor], tokens: int, neighbours: int) -> dict[str, Tensor]:
     """Return so many promoted and suppressed tokens and neighbours of each feature, their numbers rounded."""
-    kept = {name: t[:, : neighbours if name.startswith("neighbour") else tokens] for name, t in weights.items()}
+    features = ("neighbour", "cofiring")
+    kept = {name: t[:, : neighbours if name.startswith(features) else tokens] for name, t in weights.items()}
     return {name: t.bfloat16().float() if t.is_floating_point() else t for name, t in kept.items()}
 
 
