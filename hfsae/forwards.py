@@ -103,7 +103,7 @@ class Owner:
             for check in self.checks:
                 check(module)
         # The cache grows during the forward, so it is read now; the rest when, and if, an edit asks.
-        past = _cached_tokens(_named(self._parameters, args, kwargs))
+        past = _cached_tokens(kwargs if len(args) < 2 else _named(self._parameters, args, kwargs))
         _under_way_here()[id(self)] = partial(forward_of, self._parameters, args, kwargs, past)
 
     def after(self, _module: nn.Module, _args: Any, _output: Any) -> None:
