@@ -27,7 +27,7 @@ _STYLES = {"trained": BLUE, "MLP neurons": ORANGE, "neuron basis": GREY, "random
 
 
 def geometry(shapes: Mapping[str, Float[Tensor, "n d"]]) -> "Figure":
-    """Draw the weights of trained toys as arrows, with the share of a dimension that each feature has.
+    """Draw the weights of trained toys as spokes, with the share of a dimension that each feature has.
 
     Args: shapes: Name of one of `hfsae.toy.geometry.SHAPES` to weights, in 1, 2 or 3 dimensions.
     """
