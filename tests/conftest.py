@@ -17,6 +17,8 @@ from transformers import (
 
 torch.set_num_threads(1)
 
+pytest_plugins = ("headless",)
+
 _SMALL = {"vocab_size": 96, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 _ROPE = {
     **_SMALL,

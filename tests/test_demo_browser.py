@@ -12,7 +12,6 @@ from demo_server import demo_server
 
 pytest.importorskip("gradio", reason="the demo extra is not installed")
 
-pytest_plugins = ("headless",)
 pytestmark = pytest.mark.browser
 
 STEERED = "?prompt=The+default+value+is&edits=steer:3707:0.7&tokens=16"
@@ -31,7 +30,7 @@ def page(browser: Any, address: str, request: pytest.FixtureRequest) -> Iterator
     context.on("console", lambda told: trouble.append(told.text) if told.type == "error" else None)
     context.on("weberror", lambda error: trouble.append(str(error.error)))
     context.on("request", lambda asked: trouble.append(asked.url) if leaves(asked.url) else None)
-    context.set_default_timeout(20_000)
+    context.set_default_timeout(60_000)
     yield page
     context.close()
     assert not trouble
@@ -98,6 +97,11 @@ def test_a_person_types_picks_adds_steers_and_finds_all_again(page, address):
     page.locator("#found .hfsae-pick", has_text="an exception comes next").click()
     page.locator("#card h3", has_text="Feature 3707").wait_for()
     until(page, lambda: "an exception comes next" in page.locator(".hfsae-legend").inner_text())
+    raising = page.locator("#texts .hfsae-prompt", has_text="raise").first
+    raising.hover()
+    shown = raising.evaluate("span => getComputedStyle(span, '::after').content")
+    assert float(shown.strip('"')) > 1
+    assert float(raising.evaluate("span => span.style.getPropertyValue('--a')")) > 0.1
     assert "att.steer" not in code(page)
     assert kl(page) == 0
     page.locator("#card .hfsae-add").click()
@@ -163,8 +167,8 @@ def test_a_generation_is_stopped(page, address):
     page.get_by_label("number input for New tokens").fill("200")
     page.keyboard.press("Tab")
     page.locator("#generate").click()
-    page.wait_for_selector("#texts [data-done=no]")
-    page.locator("#stop").click()
+    first = "document.querySelector('#texts [data-done=no]')"  # stopped from within: generating takes but a second
+    page.wait_for_function(f"{first} && (document.querySelector('#stop').click(), true)")
     written(page)
     tokens = page.locator("#texts .hfsae-steered .hfsae-token").count()
     page.wait_for_timeout(1000)

@@ -9,7 +9,6 @@ import pytest
 from hfsae.attach import attach
 from hfsae.default import load_default, load_index
 
-pytest_plugins = ("headless",)
 pytestmark = pytest.mark.browser
 
 RAISE = 3707
