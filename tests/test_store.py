@@ -1,6 +1,7 @@
 """Rings give each row just once and go on exactly; sources and stores read what was given, whole or not at all."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -75,6 +76,16 @@ def test_files_are_read_by_what_they_are(tmp_path):
         list(open_source(tmp_path / "b.jsonl", seed=0).epoch(0))
     with pytest.raises(CheckpointNotFound, match=r"none.txt"):
         open_source(tmp_path / "none.txt", seed=0)
+
+
+@pytest.mark.parametrize("size", [1, 7, 16, 1000])
+def test_text_files_are_read_in_shuffled_pieces_that_hold_each_line_once(size, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys.modules["hfsae.data.sources"], "_PIECE", size)
+    lines = [f"line {number} " + "é" * (number % 9) for number in range(40)]
+    (tmp_path / "a.txt").write_text("\n".join(lines), encoding="utf-8")
+    first, second = (list(open_source(tmp_path / "a.txt", 0).epoch(number)) for number in (0, 1))
+    assert sorted("\n".join(text.strip("\n") for text in first).split("\n")) == sorted(lines)
+    assert (first != second) == (size < 1000)
 
 
 def test_parquet_files_are_read(tmp_path):

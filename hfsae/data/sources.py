@@ -1,6 +1,7 @@
 """Text and token ids from anywhere, as something that can be read once an epoch, each time in another order."""
 
 import json
+import math
 import random
 import sys
 import time
@@ -14,6 +15,8 @@ from torch import Tensor
 
 from hfsae.errors import CheckpointNotFound, HfsaeWarning, InvalidValue, MissingPackage, TrainingError
 
+_PIECE = 2**18
+"""Bytes of a text file that are read at once, about."""
 _PAUSES = (1.0, 4.0, 16.0)
 """Seconds to wait before a stream that broke is opened again."""
 
@@ -68,7 +71,7 @@ class StreamSource:
 
 
 class FileSource:
-    """Text, jsonl and parquet files, shuffled; a text file is one document, the others one a row."""
+    """Text, jsonl and parquet files, shuffled; a text file in pieces of whole lines, the others by rows."""
 
     repeatable = True
 
@@ -82,7 +85,9 @@ class FileSource:
         """Yield the documents, the files in another order each time."""
         for index in shuffled(len(self._paths), self._seed, number):
             path = self._paths[index]
-            yield from _READERS.get(path.suffix, _text)(path)
+            reader = _READERS.get(path.suffix)
+            pieces = shuffled(math.ceil(path.stat().st_size / _PIECE), self._seed, number)
+            yield from _pieces(path, pieces) if reader is None else reader(path)
 
     def describe(self) -> dict[str, Any]:
         """Return their names."""
@@ -210,8 +215,22 @@ def _is_mapping(data: object) -> bool:
     return hasattr(data, "keys")
 
 
-def _text(path: Path) -> Iterator[object]:
-    yield path.read_text(encoding="utf-8", errors="replace")
+def _pieces(path: Path, order: Sequence[int]) -> Iterator[object]:
+    """Yield a text file in pieces of whole lines: each has the lines that begin within its stretch of the file.
+
+    So a text of gigabytes is shuffled, and neither in memory at once nor put to the tokenizer.
+    """
+    with path.open("rb") as file:
+        for piece in order:
+            end = (piece + 1) * _PIECE
+            file.seek(max(piece * _PIECE - 1, 0))
+            if piece:
+                file.readline()  # what belongs to the piece before
+            block = file.read(max(end - file.tell(), 0))
+            if len(block) and not block.endswith(b"\n"):
+                block += file.readline()
+            if block:
+                yield block.decode("utf-8", errors="replace").replace("\r\n", "\n")
 
 
 def _jsonl(path: Path) -> Iterator[object]:
