@@ -34,7 +34,7 @@ def page(browser: Any, dashboard: Path, request: pytest.FixtureRequest) -> Itera
     page.on("console", lambda told: trouble.append(told.text) if told.type == "error" else None)
     page.on("pageerror", lambda error: trouble.append(str(error)))
     page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else trouble.append(asked.url))
-    page.set_default_timeout(20_000)
+    page.set_default_timeout(60_000)
     page.goto(dashboard.as_uri())
     page.wait_for_selector("tbody tr")
     yield page
