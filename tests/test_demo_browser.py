@@ -64,7 +64,7 @@ def kl(page: Any) -> float:
 
 def until(page: Any, holds: Callable[[], bool]) -> None:
     """Wait until something holds."""
-    for _ in range(200):
+    for _ in range(600):
         if holds():
             return
         page.wait_for_timeout(100)
