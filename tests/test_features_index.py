@@ -379,6 +379,17 @@ def test_a_damaged_index_is_one_clear_error(attachment, rows, tmp_path, packed, 
     assert str(tmp_path / "index") in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["top.ids", "top.group", "samples.ids", "weights.promoted_ids", "rules.tokens"])
+def test_numbers_that_stand_for_nothing_are_refused_when_an_index_is_read(attachment, rows, tmp_path, name):
+    index_features(attachment, rows).trimmed().save(tmp_path / "index")
+    facts, tensors = read_index(tmp_path / "index")
+    tensors["vocabulary"] = tensors["vocabulary"].to(torch.uint8)
+    tensors[name] = tensors[name][:5] if name.startswith("weights") else tensors[name] + 10_000
+    write_index(tmp_path / "index", facts, tensors, packed=False)
+    with pytest.raises(CheckpointError, match=f"incomplete: {name}"):
+        FeatureIndex.load(tmp_path / "index")
+
+
 def test_a_missing_index_is_one_clear_error(tmp_path):
     with pytest.raises(CheckpointNotFound, match=r"index\.json"):
         FeatureIndex.load(tmp_path)

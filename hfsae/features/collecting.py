@@ -129,17 +129,42 @@ def to_tensors(c: Collected) -> dict[str, Tensor]:
 
 def from_tensors(facts: dict[str, Any], tensors: dict[str, Tensor]) -> Collected:
     """Build what was collected from its `to_tensors`."""
+    if facts["d_sae"] != len(tensors["count"]):
+        raise ValueError(f"d_sae is {facts['d_sae']!r:.40}, and there are counts of {len(tensors['count'])} features")
     c = Collected(facts["d_sae"], len(tensors["token_count"]), facts["contexts"], facts["tokens"], facts["rows"])
     for name in _COUNTS:
         if tensors[name].shape != getattr(c, name).shape:
             raise ValueError(f"{name} is {list(tensors[name].shape)}, not {list(getattr(c, name).shape)}")
         setattr(c, name, tensors[name].to(getattr(c, name).dtype))
     for name in ("on_token", "after_token"):
+        check_range(f"{name}.keys", tensors[f"{name}.keys"], 0, c.d_sae * c.vocabulary)
         setattr(c, name, PairCounts(c.vocabulary, tensors[f"{name}.keys"], tensors[f"{name}.counts"]))
     c.together = Together.from_tensors(c.d_sae, tensors)
-    c.top = BestContexts(c.d_sae, c.contexts, Contexts.from_tensors(tensors, "top"))
-    c.samples = BestContexts(c.d_sae * SAMPLE_RANGES, SAMPLES_PER_RANGE, Contexts.from_tensors(tensors, "samples"))
+    c.top = BestContexts(c.d_sae, c.contexts, _contexts(c, tensors, "top", c.d_sae))
+    groups = c.d_sae * SAMPLE_RANGES
+    c.samples = BestContexts(groups, SAMPLES_PER_RANGE, _contexts(c, tensors, "samples", groups))
     return c
+
+
+def check_range(name: str, values: Tensor, first: int, after: int) -> None:
+    """Refuse numbers of a file that stand for nothing.
+
+    Raises: ValueError: naming them.
+    """
+    wrong = values[(values < first) | (values >= after)]
+    if len(wrong):
+        raise ValueError(f"{name} holds {int(wrong[0])}, not {first} to {after - 1}")
+
+
+def _contexts(c: Collected, tensors: dict[str, Tensor], name: str, groups: int) -> Contexts:
+    contexts = Contexts.from_tensors(tensors, name)
+    shapes = {tuple(part.shape) for part in (contexts.group, contexts.score, contexts.tie)}
+    if shapes != {(len(contexts),)} or not contexts.ids.shape == contexts.f.shape == (len(contexts), WIDTH):
+        raise ValueError(f"{name}: the parts of the contexts differ in size")
+    check_range(f"{name}.group", contexts.group, 0, groups)
+    check_range(f"{name}.ids", contexts.ids, -1, c.vocabulary)
+    check_range(f"{name}.ids", contexts.ids[:, LEFT], 0, c.vocabulary)
+    return contexts
 
 
 def merged(one: Collected, other: Collected) -> Collected:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hfsae.errors import CheckpointError, InvalidValue, Mismatch, OutOfRange, Unsupported
 from hfsae.features.card import Example, FeatureCard, example_of
-from hfsae.features.collecting import SAMPLE_RANGES, Collected, from_tensors, merged, to_tensors
+from hfsae.features.collecting import SAMPLE_RANGES, Collected, check_range, from_tensors, merged, to_tensors
 from hfsae.features.contexts import Contexts
 from hfsae.features.labelling import AUTOMATIC, Rule, best_rules, rules_from_tensors, rules_to_tensors
 from hfsae.features.searching import pattern_of, score
@@ -245,7 +245,7 @@ def _card(index: FeatureIndex, feature: int) -> FeatureCard:
         label=label,
         label_source=source,
         f1=f1,
-        density=float(index.density[feature]),
+        density=fires / max(index.tokens, 1),
         max=float(index.max[feature]),
         mean=float(index.collected.total[feature]) / fires if fires else 0.0,
         histogram=tuple(index.collected.histogram[feature].tolist()),
@@ -319,6 +319,11 @@ def _from_file(facts: dict[str, Any], tensors: dict[str, Tensor]) -> FeatureInde
     if len(vocabulary) != collected.vocabulary or not all(isinstance(token, str) for token in vocabulary):
         raise ValueError(f"its vocabulary is not {collected.vocabulary} texts")
     weights = {name.removeprefix("weights."): t for name, t in tensors.items() if name.startswith("weights.")}
+    for name, tensor in weights.items():
+        if tensor.dim() != 2 or len(tensor) != len(collected.count):
+            raise ValueError(f"weights.{name} is {list(tensor.shape)}, not [{len(collected.count)}, ...]")
+    if facts["trimmed"]:
+        check_range("rules.tokens", tensors["rules.tokens"], 0, len(vocabulary))
     return FeatureIndex(
         dictionary=str(facts["dictionary"]),
         collected=collected,
