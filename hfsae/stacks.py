@@ -52,8 +52,13 @@ def unwrap(model: object) -> nn.Module:
     return model
 
 
+def is_envoy(model: object) -> bool:
+    """Return whether it is nnsight's view of a module."""
+    return any(base.__module__.split(".")[0] == "nnsight" for base in type(model).__mro__)
+
+
 def _wrapped(model: object) -> object | None:
-    if any(base.__module__.split(".")[0] == "nnsight" for base in type(model).__mro__):
+    if is_envoy(model):
         return vars(model).get("_module")
     if isinstance(model, nn.parallel.DistributedDataParallel | nn.DataParallel):
         return model.get_submodule("module")

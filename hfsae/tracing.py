@@ -12,14 +12,9 @@ from torch import nn
 
 from hfsae.errors import Unsupported
 from hfsae.mount import Mount
-from hfsae.sites import unwrap
+from hfsae.stacks import is_envoy, unwrap
 
 _STATE = "__nnsight__"
-
-
-def is_envoy(model: object) -> bool:
-    """Return whether it is nnsight's view of a module."""
-    return any(base.__module__.split(".")[0] == "nnsight" for base in type(model).__mro__)
 
 
 def dispatch(model: object) -> None:
