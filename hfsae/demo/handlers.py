@@ -55,10 +55,10 @@ class Handlers:
         try:
             request = self.request(*values)
             watched = self.watched(watch)
-            stop = time.monotonic() + DEADLINE
+            begun = time.monotonic()
             for streamed in self.engine.stream(request, watched):
-                yield self._shown(streamed, watched)
-                if time.monotonic() > stop:
+                yield self._shown(streamed, watched) | {"run": begun}
+                if time.monotonic() > begun + DEADLINE:
                     break
         except HfsaeError as error:
             yield {"error": str(error)}

@@ -125,18 +125,13 @@ def _generating(gr: Any, parts: _Parts, handlers: Handlers, buttons: tuple[Any, 
         trigger_mode="always_last",
         **MODEL,
     )
-    stop.click(_stopped, parts.texts, parts.texts, cancels=[running], **PRIVATE)
+    stop.click(None, cancels=[running], **PRIVATE)
 
     def tint(watch: str, shown: Any) -> Any:
         return handlers.tint(watch, shown) or gr.skip()
 
     for event in (parts.watch.change, running.then):
         event(tint, [parts.watch, parts.texts], parts.texts, **MODEL)
-
-
-def _stopped(shown: Any) -> Any:
-    """The texts as far as they came."""
-    return {**shown, "done": True} if isinstance(shown, dict) else shown
 
 
 def _features(gr: Any, parts: _Parts, handlers: Handlers) -> None:

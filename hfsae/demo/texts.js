@@ -27,7 +27,15 @@ function drawText(panel, text, shown, parted) {
   });
 }
 
+let stopped;  // the run that was stopped, of which some tokens may still be under way
+
+function stop() {
+  stopped = (props.value || {}).run;
+  draw();
+}
+
 function draw() {
+  if (stopped && props.value.run === stopped && !props.value.done) props.value = {...props.value, done: true};
   const shown = props.value || {};
   const texts = shown.texts || [];
   const pair = texts.map((text) => text.pieces);
@@ -62,5 +70,6 @@ element.addEventListener('keydown', (event) => {
   if (next) next.focus();
 });
 
+document.addEventListener('click', (event) => event.target.closest('#stop') && stop());
 watch('value', draw);
 draw();
