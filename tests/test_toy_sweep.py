@@ -9,7 +9,7 @@ from hfsae.toy.worlds import World
 
 
 def test_recovery_breaks_with_more_active_features_and_with_coherence():
-    sweep = recovery_sweep(coherences=(0.0, 0.6), l0s=(2.0, 16.0), n=64, d=32, samples=70_000)
+    sweep = recovery_sweep(coherences=(0.0, 0.6), l0s=(2.0, 16.0), n=64, d=32, samples=100_000)
     assert sweep.rec90[0, 0] > 0.85
     assert sweep.rec90[0, 1] < 0.3
     assert sweep.f1[1, 0] < sweep.f1[0, 0] - 0.05
