@@ -111,9 +111,9 @@ def recovering(folder: Path) -> None:
     drop = sweep.f1[0, 1] - sweep.f1[-1, 1]
     say("coherence costs more in telling who fired than in finding directions: F1 lost at 2 active", f"{drop:.2f}")
     print(
-        "  What theory is sure of is the code, found by pursuit in a dictionary that is known, in the worst case. One that"
-        "\n  is trained meets typical samples and reads codes with one matrix: it finds directions far beyond the bound, and"
-        "\n  tells who fired less well even within it."
+        "  What theory is sure of is the code, found by pursuit in a dictionary that is known, in the worst case."
+        "\n  One that is trained meets typical samples and reads codes with one matrix: it finds directions far beyond"
+        "\n  the bound, and tells who fired less well even within it."
     )
     bias(toy.World(n=128, d=32, l0=4.0))
 
