@@ -119,6 +119,14 @@ class Cards:
             neighbours=self._neighbours(feature),
         )
 
+    @property
+    def measured_on(self) -> str:
+        """On what the figures of a card were measured, in words."""
+        if self.index is not None:
+            return f"on {self.index.tokens:,} tokens of the index"
+        statistics = self.dictionary.statistics
+        return f"on {statistics.tokens:,} tokens of its statistics" if statistics is not None else ""
+
     def _neighbours(self, feature: int) -> tuple[tuple[int, float], ...]:
         """The features whose decoder directions are nearest, with the cosine."""
         directions = self.dictionary.W_dec.detach().float()

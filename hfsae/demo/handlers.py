@@ -130,7 +130,7 @@ class Handlers:
     def card(self, watch: str) -> str:
         """The card of the chosen feature."""
         watched = self.watched(watch)
-        return "" if watched is None else render.card(self.cards.card(watched))
+        return "" if watched is None else render.card(self.cards.card(watched), self.cards.measured_on)
 
     def facts(self, edits: Any) -> dict[str, Any]:
         """What the list of edits shows of its features."""

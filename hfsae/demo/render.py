@@ -42,8 +42,8 @@ def presets(names: Sequence[str]) -> str:
     return f'<div class="hfsae-chips"><span>Try</span>{"".join(buttons)}</div>'
 
 
-def card(told: FeatureCard) -> str:
-    """What is known of a feature."""
+def card(told: FeatureCard, measured_on: str) -> str:
+    """What is known of a feature, and on what its figures were measured."""
     facts = []
     if isfinite(told.density):
         facts.append(f"fires on {told.density:.3%} of tokens")
@@ -54,7 +54,7 @@ def card(told: FeatureCard) -> str:
     parts = [
         f'<div class="hfsae-head"><h3>Feature {told.feature}</h3>{_add(told.feature, "add to the edits")}</div>',
         f'<p class="hfsae-label">{words(told.label) or "no label"}{_source(told)}</p>',
-        note(" · ".join(facts)) if facts else "",
+        note(" · ".join([*facts, measured_on])) if facts else "",
         histogram(told.histogram),
         '<div class="hfsae-effects">',
         _effects("promotes", told.promoted),
