@@ -419,4 +419,5 @@ def test_a_rule_names_its_tokens_once_and_white_space_in_words():
     vocabulary = [" def", "Def", "def", "\n    ", "  ", "`", "class"]
     assert Rule("on", (0, 1, 2, 6), 1.0).text(vocabulary) == "on `def`, `class`"
     assert Rule("after", (3, 4, 5), 1.0).text(vocabulary) == "after line break, space, ```"
+    assert Rule("on", (0, 6), 0.4).text(vocabulary) == "at times on `def`, `class`"
     assert Rule("on", tuple(range(7)), 1.0).text(vocabulary) == "on `def`, line break, space, ``` and 1 more"

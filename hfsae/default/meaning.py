@@ -2,7 +2,7 @@
 
 1. Index the features over text that the dictionary learned from.
 2. Test each feature's automatic label, a rule on tokens, on all held-back texts.
-3. The rules that predict firing there become labels, marked as automatic, beside those given by hand.
+3. The rules that predict firing on both become labels, marked as automatic, beside those given by hand.
 4. Keep what the card lists in ``eval.json``, and the index, trimmed to what the package has room for.
 """
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 LEAST_F1 = 0.7
-"""A rule that predicts firing on held-back text at least so well becomes a label."""
+"""A rule that predicts firing at least so well, on the indexed and on the held-back text, becomes a label."""
 LEAST_FIRINGS = 100
 """On the held-back text; fewer prove little."""
 _LISTED = 24
@@ -54,10 +54,16 @@ def make_index(
     measured = json.loads((folder / "eval.json").read_text())
     fires = torch.tensor(measured["density"]) * measured["tokens_spliced"]
     told = ((f1 >= LEAST_F1) & (fires >= LEAST_FIRINGS)).nonzero()[:, 0].tolist()
-    _write_json(folder / "labels.json", _labels(whole, told))
+    told = [i for i in told if (rule := whole.rules[i]) is not None and rule.f1 >= LEAST_F1]
+    labels = _labels(whole, told)
+    _write_json(folder / "labels.json", labels)
     best = [i for i in sorted(told, key=lambda feature: -float(f1[feature])) if _names_a_word(whole, i)]
     listed = [*whole.labels, *(i for i in best if i not in whole.labels)][: len(whole.labels) + _LISTED]
-    measured["automatic_labels"] = {"features": len(told), "least_f1": LEAST_F1, "least_firings": LEAST_FIRINGS}
+    measured["automatic_labels"] = {
+        "features": len(labels) - len(whole.labels),
+        "least_f1": LEAST_F1,
+        "least_firings": LEAST_FIRINGS,
+    }
     measured["examples"] = [_example(whole[i], measured["density"][i], float(f1[i])) for i in listed]
     _write_json(folder / "eval.json", measured)
     small = whole.trimmed(contexts=_CONTEXTS, samples=_SAMPLES, around=_AROUND)

@@ -14,6 +14,7 @@ AUTOMATIC = "automatic"
 """Source of a label that follows from counts."""
 _MOST_TOKENS = 32
 _SHOWN = 4
+_SURE = 0.5
 _NONE = ""
 _KINDS = (_NONE, "on", "after")
 
@@ -35,13 +36,17 @@ class Rule:
         return hits if self.kind == "on" else torch.nn.functional.pad(hits[:, :-1], (1, 0))
 
     def text(self, vocabulary: list[str]) -> str:
-        """Return the rule in words; tokens that differ in case or in spaces around them are named once."""
+        """Return the rule in words; tokens that differ in case or in spaces around them are named once.
+
+        One that is wrong more often than right says "at times".
+        """
         names: dict[str, str] = {}
         for token in self.tokens:
             name = _named(vocabulary[token])
             names.setdefault(name.casefold(), name)
         more = len(names) - _SHOWN
-        return f"{self.kind} {', '.join([*names.values()][:_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+        told = f"{self.kind} {', '.join([*names.values()][:_SHOWN])}" + (f" and {more} more" if more > 0 else "")
+        return told if self.f1 >= _SURE else f"at times {told}"
 
 
 def _named(token: str) -> str:
