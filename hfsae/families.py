@@ -22,7 +22,7 @@ class Family:
     mlp_in: tuple[str, ...] = ()
     """Modules whose input the MLP reads; empty: the module of ``mlp_out``."""
     cross_out: tuple[str, ...] = ()
-    """Modules whose output cross-attention gives, in decoders that have it."""
+    """Modules whose output cross-attention gives, in decoders that have it, or another third part of the sum."""
     norms_the_sum: bool = False
     """False: ``resid_post - resid_pre == attn_out + mlp_out``. True: each sum is normalised before it goes on."""
 
@@ -52,7 +52,7 @@ _MLPS = (
 FAMILIES = (
     Family(
         "norms after both",
-        ("gemma2", "gemma3_text", "olmo2", "olmo3", "glm4", "exaone4", "afmoe", "t5gemma"),
+        ("gemma2", "gemma3_text", "gemma4_text", "olmo2", "olmo3", "glm4", "exaone4", "afmoe", "t5gemma"),
         attn_out=(
             "post_attention_layernorm",
             "post_self_attn_layernorm",
@@ -70,7 +70,7 @@ FAMILIES = (
             "mlp_sconv",
         ),
         mlp_in=_MLPS,
-        cross_out=("post_cross_attn_layernorm",),
+        cross_out=("post_cross_attn_layernorm", "post_per_layer_input_norm"),
     ),
     Family("layer scale", ("dinov2",), ("layer_scale1",), ("layer_scale2",), mlp_in=_MLPS),
     Family(

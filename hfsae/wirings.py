@@ -131,7 +131,7 @@ def _added(x: Tensor, y: Tensor, parts: list[Tensor], inside: Mapping[str, Call]
     if any(part.abs().max() == 0 for part in parts) or not _close(change, factor * given):
         return None, x
     names = (
-        "attn_out + mlp_out" if len(parts) == 2 else "attn_out + cross + mlp_out" if len(parts) == 3 else "its output"
+        "attn_out + mlp_out" if len(parts) == 2 else "attn_out + mlp_out + a third" if len(parts) == 3 else "its output"
     )
     scaled = names if factor == 1.0 else f"{factor:.4g} * ({names})"
     return f"resid_post - resid_pre = {scaled}", y - factor * parts[-1]
