@@ -4,20 +4,14 @@ import json
 
 import pytest
 import torch
+from indexed import BOS, attached, features_of
 from safetensors.numpy import load_file
-from test_features_index import BOS, features_of, make_dictionary
-from torch import nn
 
-from hfsae.attach import Attachment, attach
 from hfsae.errors import InvalidValue
 from hfsae.features import save_delphi_cache
 
+attachment = pytest.fixture(attached)
 CONTEXT = 8
-
-
-@pytest.fixture
-def attachment(tiny_gpt2: nn.Module) -> Attachment:
-    return attach(tiny_gpt2.double(), 1, sae=make_dictionary().double())
 
 
 def test_every_firing_comes_back_as_delphi_reads_it(attachment, tmp_path):

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_features_index import BOS, features_of, make_dictionary
+from indexed import BOS, attached, features_of, make_dictionary
 from torch import nn
 
 from hfsae.attach import Attachment, attach
@@ -12,12 +12,8 @@ from hfsae.errors import InvalidValue, OutOfRange
 from hfsae.features import ablation_sparsity, cofiring, sparse_probe
 from hfsae.hooks import capture
 
+attachment = pytest.fixture(attached)
 TOKEN = 8
-
-
-@pytest.fixture
-def attachment(tiny_gpt2: nn.Module) -> Attachment:
-    return attach(tiny_gpt2.double(), 1, sae=make_dictionary().double())
 
 
 @pytest.fixture

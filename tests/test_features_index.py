@@ -9,10 +9,11 @@ from dataclasses import fields
 
 import pytest
 import torch
+from indexed import BOS, attached, features_of, make_dictionary
 from safetensors.torch import load_file
 from torch import nn
 
-from hfsae.attach import Attachment, attach
+from hfsae.attach import attach
 from hfsae.dictionary import SAE
 from hfsae.errors import (
     CheckpointError,
@@ -29,17 +30,8 @@ from hfsae.features.contexts import LEFT, WIDTH, BestContexts, Contexts
 from hfsae.features.labelling import Rule
 from hfsae.features.storing import read_index, write_index
 from hfsae.hooks import capture
-from hfsae.sae.config import SAEConfig
 
-BOS = 1
-
-
-def make_dictionary(seed: int = 3) -> SAE:
-    torch.manual_seed(seed)
-    dictionary = SAE(SAEConfig(architecture="topk", d_in=32, d_sae=24, k=4)).requires_grad_(False)
-    for parameter in dictionary.parameters():
-        parameter.add_(0.1 * torch.randn_like(parameter))
-    return dictionary
+attachment = pytest.fixture(attached)
 
 
 @pytest.fixture
@@ -47,20 +39,6 @@ def rows() -> list[list[int]]:
     generator = torch.Generator().manual_seed(7)
     lengths = torch.randint(1, 40, (30,), generator=generator).tolist()
     return [[BOS, *torch.randint(3, 20, (n,), generator=generator).tolist()] for n in lengths]
-
-
-@pytest.fixture
-def attachment(tiny_gpt2: nn.Module) -> Attachment:
-    # float64, since in float32 the batch shows in the last bits, and two contexts that tie change places.
-    return attach(tiny_gpt2.double(), 1, sae=make_dictionary().double())
-
-
-def features_of(attachment: Attachment, row: list[int]) -> torch.Tensor:
-    """Activations ``[tokens, d_sae]`` of one row, 0 on BOS."""
-    (x,) = capture(attachment.model, [attachment.point], input_ids=torch.tensor([row]))
-    f = attachment.dictionary.encode(x[0])
-    f[torch.tensor(row) == BOS] = 0
-    return f.float()
 
 
 def assert_same(one: Collected, other: Collected) -> None:

@@ -2,21 +2,15 @@
 
 import pytest
 import torch
-from test_features_index import features_of, make_dictionary
+from indexed import BOS, attached, features_of, make_dictionary
 from test_tokens import make_tokenizer
-from torch import nn
 
-from hfsae.attach import Attachment, attach
+from hfsae.attach import attach
 from hfsae.errors import InvalidValue, Mismatch
 from hfsae.features import compare, index_features, mask_f1, rule_f1, seed_stability
 from hfsae.features.measures import line_starts, matching_tokens, positions
 
-BOS = 1
-
-
-@pytest.fixture
-def attachment(tiny_gpt2: nn.Module) -> Attachment:
-    return attach(tiny_gpt2.double(), 1, sae=make_dictionary().double())
+attachment = pytest.fixture(attached)
 
 
 @pytest.fixture

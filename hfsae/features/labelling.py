@@ -30,11 +30,6 @@ class Rule:
     f1: float
     """How well it predicted firing on the data of the index."""
 
-    def predicts(self, input_ids: Tensor) -> Tensor:
-        """Return on which tokens of ``[batch, seq]`` the rule says that the feature fires."""
-        hits = torch.isin(input_ids, torch.tensor(self.tokens, dtype=input_ids.dtype, device=input_ids.device))
-        return hits if self.kind == "on" else torch.nn.functional.pad(hits[:, :-1], (1, 0))
-
     def text(self, vocabulary: list[str]) -> str:
         """Return the rule in words; tokens that differ in case or in spaces around them are named once.
 
