@@ -16,14 +16,14 @@ COLOURS = {"clean": "#0072b2", "spliced": "#e69f00", "mean": "#999999", "zero": 
 
 def draw_evaluation(figure: "FigureBase", evaluation: "Evaluation") -> None:
     """Draw losses where there are any, densities, and L0 and FVU by token, into a figure or a part of one."""
-    panels = list(figure.subplots(2, 2).flat if evaluation.loss is not None else figure.subplots(1, 3))
-    if evaluation.loss is not None:
-        _draw_losses(panels.pop(0), evaluation)
-    density, l0, fvu = panels
+    panels = list(figure.subplots(*((1, 3) if evaluation.loss is None else (2, 2))).flat)
+    *losses, density, l0, fvu = panels
+    for axes in losses:
+        _draw_losses(axes, evaluation)
     _draw_density(density, evaluation)
     _draw_l0(l0, evaluation)
     _draw_fvu(fvu, evaluation)
-    for axes in figure.axes:
+    for axes in panels:
         axes.spines[["top", "right"]].set_visible(False)
 
 
