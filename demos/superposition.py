@@ -187,6 +187,7 @@ def main() -> None:
     folder = parser.parse_args().pictures
     folder.mkdir(parents=True, exist_ok=True)
     warnings.simplefilter("ignore", hfsae.HfsaeWarning)
+    torch.set_num_threads(1)  # matrices this small are done before threads have met
     for part in (exact, sparsity, interfering, recovering, neurons, basis):
         part(folder)
     print(f"\npictures: {folder}/")
