@@ -56,9 +56,12 @@ class DeadFeatures(nn.Module):
     def aux_loss(
         self, recipe: Recipe, x: Tensor, error: Float[Tensor, "batch d_out"], dead: Int[Tensor, " dead"]
     ) -> Tensor:
-        """Return the weighted loss by which those features alone explain the error, at most d_in / 2 a token."""
+        """Return the weighted loss by which those features alone explain the error, at most k of them a token.
+
+        Gao et al. take d_in / 2: then dead features become many faint ones, each too weak to ever be among the k.
+        """
         z = _unsilenced(functional.linear(recipe.centred(x), recipe.W_enc[dead], recipe.b_enc[dead]), self._share)
-        most = max(recipe.shape.d_in // 2, 1)
+        most = recipe.whole_k
         if len(dead) > most:
             floor = z.detach().topk(most, dim=1, sorted=False).values.amin(1, keepdim=True)
             z = z * (z >= floor)
