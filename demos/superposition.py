@@ -156,7 +156,7 @@ def neurons(folder: Path) -> None:
     for row in standings:
         say(f"shipped model: {row.name}, {row.live:,.0f} live", f"purity {row.purity}, F1 {row.f1}")
     print(
-        "  A coordinate of the residual stream, the 'neuron basis', means no more than a random direction; features do."
+        "  A coordinate of the residual stream, the 'neuron basis', is no purer than a random direction; features are."
         "\n  The MLP's own neurons are another matter: their non-linearity makes them sparse, and in so small a model"
         "\n  they stand for tokens about as well as the mean feature. That mean is pulled down by thousands of rare"
         "\n  features: as many of the busiest as there are neurons are well ahead. The intervals cover cuts of the"

@@ -1,10 +1,10 @@
 """The superposition notebook and script run, and the pictures show what they are given."""
 
 import re
+import resource
 import runpy
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -91,8 +91,8 @@ def test_the_superposition_notebook_runs(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_the_superposition_script_writes_its_pictures_in_less_than_90_seconds(tmp_path):
-    begun = time.monotonic()
+def test_the_superposition_script_writes_its_pictures_in_less_than_90_cpu_seconds(tmp_path):
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [sys.executable, DEMOS / "superposition.py", "--pictures", tmp_path],
         capture_output=True,
@@ -100,7 +100,8 @@ def test_the_superposition_script_writes_its_pictures_in_less_than_90_seconds(tm
         env={"PYTHONPATH": str(DEMOS.parent), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)},
     )
     assert done.returncode == 0, done.stderr
-    assert time.monotonic() - begun < 90
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert spent.ru_utime + spent.ru_stime - before.ru_utime - before.ru_stime < 90
     assert len(list(tmp_path.glob("*.png"))) == 7
     standing = dict(re.findall(r"shipped model: (.+), [\d,]+ live: purity ([\d.]+)", done.stdout))
     assert float(standing["trained dictionary"]) > 1.5 * float(standing["neuron basis"])
