@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from hfsae.hooks import watch_calls
 
 _PACKED = ("cu_seq_lens_q", "block_table", "read_index")
+_CACHES = ("past_key_values", "cache_params")
 _INPUTS = ("input_ids", "inputs_embeds", "decoder_input_ids", "hidden_states")
 _under_way = threading.local()
 
@@ -37,6 +38,8 @@ class Forward:
     position_ids: Tensor | None = None
     past: Past = 0
     """Tokens in the cache before this forward."""
+    is_cached: bool = False
+    """A cache was passed, as `generate` does."""
     shape: tuple[int, ...] | None = None
     """``(batch, seq)`` of the inputs."""
     packed: bool = False
@@ -66,6 +69,7 @@ def forward_of(parameters: Sequence[str], args: tuple[Any, ...], kwargs: dict[st
         attention_mask=mask if isinstance(mask, Tensor) else None,
         position_ids=ids if isinstance(ids, Tensor) and ids.ndim == 2 else None,
         past=past,
+        is_cached=any(given.get(name) is not None for name in _CACHES),
         shape=None if inputs is None else tuple(inputs.shape[:2]),
         packed=any(given.get(name) is not None for name in _PACKED),
     )
@@ -76,8 +80,7 @@ def _named(parameters: Sequence[str], args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _cached_tokens(given: dict[str, Any]) -> Past:
-    cache = given.get("past_key_values")
-    cache = given.get("cache_params") if cache is None else cache
+    cache = next((given[name] for name in _CACHES if given.get(name) is not None), None)
     if cache is None:
         return 0
     length = getattr(cache, "get_seq_length", None)

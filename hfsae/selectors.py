@@ -52,7 +52,11 @@ class Tokens:
     @property
     def expand(self) -> int:
         """How many rows `generate` makes of each prompt."""
-        return 1 if self.generation is None else self.generation.expand
+        generation = self.generation
+        if torch.compiler.is_compiling() and self.forward.is_cached:
+            # Maybe in `generate`. No graph can hold a look at the call stack, so the compiled forward is left for it.
+            generation = torch.compiler.disable(generation_under_way)()  # type: ignore[no-untyped-call]
+        return 1 if generation is None else generation.expand
 
     def check_rows(self, what: str) -> None:
         """Refuse what needs rows and positions where the activation has none."""

