@@ -40,7 +40,7 @@ class Example:
             text = escape(token.replace("\n", "⏎\n"))
             text = f"<b>{text}</b>" if i == self.at else text
             share = f / maximum if maximum else 0.0
-            spans.append(f'<span data-f style="--a:{share:.2g}" title="{f:.3g}">{text}</span>' if f else text)
+            spans.append(f'<span data-f style="--a:{share:.1g}" title="{f:.2g}">{text}</span>' if f else text)
         return f"<code>{''.join(spans)}</code>"
 
 
@@ -169,9 +169,10 @@ def _bars(heights: Sequence[int | float], title: str, edge: Callable[[int], str]
     if not filled:
         return ""
     first, last, most = filled[0], filled[-1], max(heights)
-    bars = (f"M{8 * i} 40v-{40 * heights[first + i] / most:.1f}h7V40" for i in range(last - first + 1))
+    bars = (f"M{8 * i} 20v-{20 * heights[first + i] / most:.0f}h7V20" for i in range(last - first + 1))
     width, caption = 8 * (last - first + 1), title.format(edge(first), edge(last + 1))
     return (
-        f'<figure><svg viewBox="0 0 {width} 40" width="{width}" height="40" fill="currentColor" aria-hidden="true">'
-        f'<path d="{"".join(bars)}"/></svg><figcaption>{caption}</figcaption></figure>'
+        f'<figure><svg viewBox="0 0 {width} 20" width="{width}" height="40" preserveAspectRatio="none" '
+        f'fill="currentColor" aria-hidden="true"><path d="{"".join(bars)}"/></svg>'
+        f"<figcaption>{caption}</figcaption></figure>"
     )

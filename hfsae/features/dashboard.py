@@ -1,7 +1,7 @@
 """A dashboard in static files: one page with a table to search, cards that are fetched from disk when they are opened.
 
-Cards stand in script files of 256 each (a page opened from disk may load scripts, nothing else), as strings of HTML in
-which all text is escaped, compressed, which makes a tenth of them. Nothing is loaded from anywhere else.
+Cards stand in script files of 1,024 each (a page opened from disk may load scripts, nothing else), as HTML in which
+all text is escaped, compressed to a third of it. Nothing is loaded from anywhere else.
 """
 
 import json
@@ -20,7 +20,7 @@ from hfsae.features.card import STYLE, FeatureCard
 if TYPE_CHECKING:
     from hfsae.features.index import FeatureIndex
 
-_CARDS_PER_FILE = 256
+_CARDS_PER_FILE = 1024
 
 
 def write_dashboard(index: "FeatureIndex", folder: Path, texts: Sequence[Any]) -> Path:
@@ -56,9 +56,9 @@ def write_dashboard(index: "FeatureIndex", folder: Path, texts: Sequence[Any]) -
 
 
 def _row(card: FeatureCard) -> list[Any]:
-    f1 = None if card.f1 is None else round(card.f1, 3)
+    f1 = None if card.f1 is None else round(card.f1, 2)
     promoted = " ".join(token for token, _ in card.promoted)
-    return [card.feature, card.label, round(100 * card.density, 4), round(card.max, 3), f1, promoted]
+    return [card.feature, card.label, float(f"{100 * card.density:.3g}"), float(f"{card.max:.3g}"), f1, promoted]
 
 
 def _text(tokens: Any) -> str:

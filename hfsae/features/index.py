@@ -24,7 +24,7 @@ from hfsae.sae.base import SparseCoder
 FORMAT_VERSION = 1
 FOLDER = native.FEATURE_INDEX
 """Name of an index's folder beside the files of its dictionary."""
-_SHOWN_TOKENS, _SHOWN_SAMPLES, _SHOWN_NEIGHBOURS = 8, 12, 6
+_SHOWN_TOKENS, _SHOWN_SAMPLES, _SHOWN_NEIGHBOURS = 8, 12, 5
 
 
 @dataclass(frozen=True, eq=False, repr=False)
