@@ -11,7 +11,7 @@ from pathlib import Path
 
 import hfsae
 from hfsae import plots
-from hfsae.reading import TokenFeatures
+from hfsae.attaching.reading import TokenFeatures
 
 TEXT = (
     'def read(path):\n    """Return the text of a file."""\n    if not path:\n        raise ValueError("empty path")\n'

@@ -13,18 +13,18 @@ import torch as _torch  # noqa: F401 - every public name needs it, so its cost i
 if TYPE_CHECKING:
     from hfsae import toy
     from hfsae.attach import Attachment, attach, attachments, detach_all
+    from hfsae.attaching.edits import Edit, sweep
     from hfsae.baking import bake
     from hfsae.bundles import load_attached, load_edits, save_attached, save_edits
     from hfsae.check import check
     from hfsae.data.store import cache_activations
     from hfsae.default import default_texts, load_default
     from hfsae.dictionary import SAE
-    from hfsae.edits import Edit, sweep
     from hfsae.errors import HfsaeError, HfsaeWarning
     from hfsae.evaluate import evaluate
-    from hfsae.evaluation import Evaluation
     from hfsae.features import FeatureCard, FeatureIndex, index_features
     from hfsae.layer import SAELayer
+    from hfsae.measuring.evaluation import Evaluation
     from hfsae.sae.config import SAEConfig
     from hfsae.sae.sparse import SparseFeatures
     from hfsae.sites import Site
@@ -88,7 +88,7 @@ _HOMES = {
         "load_default",
     ),
     "dictionary": ("SAE",),
-    "edits": (
+    "attaching.edits": (
         "Edit",
         "sweep",
     ),
@@ -97,7 +97,7 @@ _HOMES = {
         "HfsaeWarning",
     ),
     "evaluate": ("evaluate",),
-    "evaluation": ("Evaluation",),
+    "measuring.evaluation": ("Evaluation",),
     "features": (
         "FeatureCard",
         "FeatureIndex",

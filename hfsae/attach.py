@@ -1,7 +1,7 @@
 """`attach`: put a dictionary on a model.
 
 1. Find the point (`hfsae.sites`) and the dictionary; check that they belong together. Nothing has changed so far.
-2. Put it there (`hfsae.attachment`).
+2. Put it there (`hfsae.attaching.attachment`).
 3. Where asked to, measure whether it fits (`hfsae.check`), and warn where it does not.
 """
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 from warnings import warn
 
-from hfsae.attachment import Attachment, attachments, detach_all, own_place, placed
-from hfsae.belonging import find_dictionary
+from hfsae.attaching.attachment import Attachment, attachments, detach_all, own_place, placed
+from hfsae.attaching.belonging import find_dictionary
+from hfsae.attaching.reading import find_tokenizer
 from hfsae.check import fit_of
 from hfsae.errors import HfsaeWarning, InvalidValue, did_you_mean
-from hfsae.reading import find_tokenizer
 from hfsae.sae.base import SparseCoder
 from hfsae.sites import resolve, unwrap
 from hfsae.tracing import dispatch

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfsae.attachment import Attachment, attachments
-from hfsae.edits import Edit, Part
+from hfsae.attaching.attachment import Attachment, attachments
+from hfsae.attaching.edits import Edit, Part
 from hfsae.errors import InvalidValue, Unsupported
 from hfsae.hooks import capture
 from hfsae.interventions import Add, Push

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hfsae.attach import Attachment, attach, attachments
+from hfsae.attaching.edits import Edit, Part
 from hfsae.dictionary import SAE
-from hfsae.edits import Edit, Part
 from hfsae.errors import CheckpointError, CheckpointNotFound, Mismatch, Unsupported, did_you_mean
 from hfsae.formats.files import write_file_atomically
 from hfsae.interventions import Add, Clamp, Intervention, Patch, Push, Scale, Set, Splice

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfsae.attachment import Attachment, own_place, placed
+from hfsae.attaching.attachment import Attachment, own_place, placed
 from hfsae.data.tokens import batches
 from hfsae.dictionary import SAE
 from hfsae.errors import HfsaeError, InvalidValue

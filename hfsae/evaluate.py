@@ -11,14 +11,14 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from hfsae.attachment import Attachment
+from hfsae.attaching.attachment import Attachment
 from hfsae.data.limits import longest_row, special_ids, vocabulary_size
 from hfsae.data.tokens import batches
 from hfsae.errors import InvalidValue, did_you_mean
-from hfsae.evaluation import Evaluation
-from hfsae.measuring import Measuring
-from hfsae.passes import at_rest
-from hfsae.scoring import LossFn
+from hfsae.measuring.evaluation import Evaluation
+from hfsae.measuring.passes import at_rest
+from hfsae.measuring.rounds import Measuring
+from hfsae.measuring.scoring import LossFn
 
 __all__ = ["Evaluation", "evaluate"]
 

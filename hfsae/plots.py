@@ -4,8 +4,8 @@ import re
 from textwrap import shorten
 from typing import TYPE_CHECKING
 
-from hfsae.drawing import COLOURS
 from hfsae.errors import InvalidValue
+from hfsae.measuring.drawing import COLOURS
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from hfsae.attaching.reading import TokenFeatures
     from hfsae.evaluate import Evaluation
-    from hfsae.reading import TokenFeatures
     from hfsae.train import Figures
 
 

@@ -11,9 +11,9 @@ from typing import SupportsIndex
 from torch import nn
 
 from hfsae.errors import InvalidType, InvalidValue, OutOfRange, SiteNotFound, Unsupported, did_you_mean
-from hfsae.site_proofs import BlockProof, block_proof, prove_stack
-from hfsae.stacks import Stack, base_model_id, choose_stack, unwrap
-from hfsae.widths import declared_width, stream_width
+from hfsae.siting.proofs import BlockProof, block_proof, prove_stack
+from hfsae.siting.stacks import Stack, base_model_id, choose_stack, unwrap
+from hfsae.siting.widths import declared_width, stream_width
 
 __all__ = ["SITES", "Point", "Site", "base_model_id", "blocks", "resolve", "unwrap"]
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import nn
 
+from hfsae.attaching.mount import Mount
 from hfsae.errors import Unsupported
-from hfsae.mount import Mount
-from hfsae.stacks import is_envoy, unwrap
+from hfsae.siting.stacks import is_envoy, unwrap
 
 _STATE = "__nnsight__"
 

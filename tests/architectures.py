@@ -9,8 +9,8 @@ from torch import nn
 from transformers import CONFIG_MAPPING
 from transformers.models.auto import modeling_auto
 
-from hfsae.probes import model_failures
-from hfsae.shrinking import shrink
+from hfsae.siting.probes import model_failures
+from hfsae.siting.shrinking import shrink
 
 KINDS = {
     "causal": modeling_auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,

@@ -7,7 +7,7 @@ import torch
 from attach_cases import GENERATING, dictionary, inputs_for, logits, tiny
 
 from hfsae.attach import attach
-from hfsae.edits import sweep
+from hfsae.attaching.edits import sweep
 from hfsae.errors import HfsaeWarning, InvalidValue, Unsupported
 
 GREEDY = {"max_new_tokens": 5, "do_sample": False, "min_new_tokens": 5}

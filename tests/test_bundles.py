@@ -7,9 +7,9 @@ import torch
 from attach_cases import dictionary, inputs_for, logits, tiny
 
 from hfsae.attach import attach, attachments
+from hfsae.attaching.edits import sweep
 from hfsae.baking import bake
 from hfsae.bundles import load_attached, load_edits, save_attached, save_edits
-from hfsae.edits import sweep
 from hfsae.errors import CheckpointError, CheckpointNotFound, Mismatch, Unsupported
 
 

@@ -9,9 +9,9 @@ import torch
 
 from hfsae.cli.evaluate import evaluate as command
 from hfsae.default import FILES
-from hfsae.drawing import COLOURS
 from hfsae.errors import CheckpointError, CheckpointNotFound, InvalidValue
-from hfsae.evaluation import Evaluation
+from hfsae.measuring.drawing import COLOURS
+from hfsae.measuring.evaluation import Evaluation
 from hfsae.plots import comparison
 
 LAYERS = [FILES / f"resid_post.layer_{layer}" for layer in (1, 2)]

@@ -37,11 +37,11 @@ from transformers import (
 )
 
 from hfsae.errors import HubError, InvalidType, InvalidValue, OutOfRange, SiteNotFound, Unsupported
-from hfsae.families import FAMILIES, Family
-from hfsae.site_proofs import prove_stack
-from hfsae.site_tables import site_table
 from hfsae.sites import SITES, Site, base_model_id, blocks, resolve, unwrap
-from hfsae.stacks import choose_stack
+from hfsae.siting.families import FAMILIES, Family
+from hfsae.siting.proofs import prove_stack
+from hfsae.siting.stacks import choose_stack
+from hfsae.siting.tables import site_table
 
 _VISION = {
     "hidden_size": 32,

@@ -10,7 +10,7 @@ from hfsae import plots
 from hfsae.cli.options import Device, Layer, Model, Sae, Site, open_attachment, read_texts
 from hfsae.errors import InvalidValue
 from hfsae.evaluate import evaluate as run
-from hfsae.evaluation import Evaluation
+from hfsae.measuring.evaluation import Evaluation
 
 
 def evaluate(

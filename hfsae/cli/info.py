@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 
 from hfsae import registry
-from hfsae.site_tables import site_table
+from hfsae.siting.tables import site_table
 
 
 def info(

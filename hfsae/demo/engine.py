@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from hfsae.attach import Attachment
+from hfsae.attaching.edits import Edit
 from hfsae.data.limits import longest_row, vocabulary_size
 from hfsae.demo.pieces import Pieces
 from hfsae.demo.state import REPETITION_PENALTY, EditChoice, Request, checked_text
-from hfsae.edits import Edit
 from hfsae.errors import InvalidValue, OutOfRange
 from hfsae.sae.sparse import SparseFeatures
 

@@ -19,7 +19,7 @@ from hfsae.attach import Attachment
 from hfsae.errors import InvalidValue
 from hfsae.features.firings import CONTEXT, firings, read
 from hfsae.formats.files import write_folder_atomically, write_json
-from hfsae.passes import at_rest
+from hfsae.measuring.passes import at_rest
 from hfsae.sites import base_model_id, unwrap
 
 

@@ -11,7 +11,7 @@ from hfsae.data.tokens import TokenBatch
 from hfsae.errors import InvalidValue
 from hfsae.features.firings import Fired, firings, read
 from hfsae.features.together import correlation
-from hfsae.passes import at_rest
+from hfsae.measuring.passes import at_rest
 from hfsae.sae.sparse import FeatureList, feature_ids
 from hfsae.sites import unwrap
 

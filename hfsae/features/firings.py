@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from hfsae.attachment import Attachment
+from hfsae.attaching.attachment import Attachment
 from hfsae.data.limits import longest_row, special_ids
 from hfsae.data.tokens import TokenBatch, batches, spliced_mask
 from hfsae.hooks import capture

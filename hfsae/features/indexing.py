@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hfsae.attachment import Attachment
+from hfsae.attaching.attachment import Attachment
 from hfsae.data.limits import longest_row, special_ids, vocabulary_size
 from hfsae.data.tokens import TokenBatch, batches
 from hfsae.errors import InvalidValue, Mismatch
@@ -15,7 +15,7 @@ from hfsae.features.collecting import Collected
 from hfsae.features.firings import CONTEXT, firings
 from hfsae.features.index import FeatureIndex, check_whole
 from hfsae.features.labelling import AUTOMATIC
-from hfsae.passes import at_rest
+from hfsae.measuring.passes import at_rest
 from hfsae.sites import unwrap
 
 _NEIGHBOURS, _TOKENS = 8, 16

@@ -12,12 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hfsae.attachment import Attachment
+from hfsae.attaching.attachment import Attachment
 from hfsae.errors import InvalidValue, Mismatch
 from hfsae.features.firings import firings, read
 from hfsae.features.index import FeatureIndex
 from hfsae.features.labelling import Rule
-from hfsae.passes import at_rest
+from hfsae.measuring.passes import at_rest
 from hfsae.sae.base import SparseCoder
 from hfsae.sites import unwrap
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from hfsae.attach import Attachment
 from hfsae.errors import InvalidValue
 from hfsae.features.firings import firings, read
-from hfsae.passes import at_rest
+from hfsae.measuring.passes import at_rest
 from hfsae.sites import unwrap
 
 _STEPS, _DECAY = 100, 1e-3

@@ -19,7 +19,7 @@ from torch import Generator, Tensor
 from hfsae.data.tokens import batches
 from hfsae.errors import InvalidValue
 from hfsae.hooks import capture
-from hfsae.passes import at_rest
+from hfsae.measuring.passes import at_rest
 from hfsae.sites import Site, resolve, unwrap
 from hfsae.toy.model import ToyConfig, sparse_inputs, train_toys
 

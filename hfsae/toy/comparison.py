@@ -20,7 +20,7 @@ from hfsae.dictionary import SAE
 from hfsae.errors import InvalidValue
 from hfsae.features.measures import TokenMask, line_starts, matching_tokens
 from hfsae.hooks import capture
-from hfsae.passes import at_rest
+from hfsae.measuring.passes import at_rest
 from hfsae.sae.sparse import SparseFeatures
 from hfsae.sites import resolve, unwrap
 from hfsae.toy.controls import neuron_basis, random_directions

@@ -26,8 +26,8 @@ from hfsae.data.tokens import TokenBatch, batches, spliced_mask
 from hfsae.dictionary import SAE
 from hfsae.errors import InvalidValue, TrainingError
 from hfsae.hooks import capture
+from hfsae.measuring.passes import at_rest
 from hfsae.metrics import kl_divergence
-from hfsae.passes import at_rest
 from hfsae.sae.losses import reconstruction
 from hfsae.sites import unwrap
 from hfsae.train.calibration import measure

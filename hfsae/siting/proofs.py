@@ -18,9 +18,9 @@ import torch
 from torch import nn
 
 from hfsae.errors import Unsupported
-from hfsae.probes import Call, Probe, run_probe
-from hfsae.stacks import Stack, find_stacks, host, plain_class, tower
-from hfsae.wirings import Wiring, find_last_map, find_mid, find_wiring
+from hfsae.siting.probes import Call, Probe, run_probe
+from hfsae.siting.stacks import Stack, find_stacks, host, plain_class, tower
+from hfsae.siting.wirings import Wiring, find_last_map, find_mid, find_wiring
 
 INNER_SITES = ("resid_mid", "attn_z", "attn_out", "mlp_in", "mlp_act", "mlp_out")
 """The sites inside a block, which need its wiring."""

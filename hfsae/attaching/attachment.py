@@ -1,8 +1,8 @@
 """A dictionary on a model: the `Attachment`, and how it is put there.
 
 The dictionary is mounted at the module, as an attribute, and joins the module's one hook; the module around is hooked
-too, for masks and positions. Edits make plans (`hfsae.edits`); the hook runs them (`hfsae.mount`, `hfsae.editing`).
-Detaching undoes it all.
+too, for masks and positions. Edits make plans (edits.py, plan.py); the hook runs them (mount.py, editing.py). Detaching
+undoes it all.
 """
 
 from collections.abc import Sequence
@@ -12,15 +12,24 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfsae import edit_methods
-from hfsae.batching import guard_batching, unguard_batching
-from hfsae.belonging import check_belongs
+from hfsae.attaching import methods as edit_methods
+from hfsae.attaching.batching import guard_batching, unguard_batching
+from hfsae.attaching.belonging import check_belongs
+from hfsae.attaching.mount import Mount
+from hfsae.attaching.mounting import check_name, found_in, liveness_of, owner_path, put, take_off
+from hfsae.attaching.reading import (
+    Recording,
+    TopFeatures,
+    as_inputs,
+    find_tokenizer,
+    pad,
+    token_names,
+    top_features,
+    without,
+)
 from hfsae.errors import InvalidValue
 from hfsae.forwards import owner_of
 from hfsae.hooks import capture
-from hfsae.mount import Mount
-from hfsae.mounting import check_name, found_in, liveness_of, owner_path, put, take_off
-from hfsae.reading import Recording, TopFeatures, as_inputs, find_tokenizer, pad, token_names, top_features, without
 from hfsae.sae.base import SparseCoder
 from hfsae.sae.sparse import SparseFeatures
 from hfsae.sites import Point, Site, resolve, unwrap

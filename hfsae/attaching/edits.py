@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ParamSpec, TypeVar
 
-from hfsae import scope
+from hfsae.attaching import scope
+from hfsae.attaching.mount import Mount
+from hfsae.attaching.plan import Counter, Entry, make_plan
+from hfsae.attaching.scope import Opening
 from hfsae.errors import HfsaeWarning, InvalidType, InvalidValue
 from hfsae.interventions import Intervention
-from hfsae.mount import Mount
-from hfsae.plan import Counter, Entry, make_plan
-from hfsae.scope import Opening
 from hfsae.tracing import guard_remote
 
 P = ParamSpec("P")

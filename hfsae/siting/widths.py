@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from hfsae.site_proofs import StackProof
-from hfsae.stacks import Stack, owner
+from hfsae.siting.proofs import StackProof
+from hfsae.siting.stacks import Stack, owner
 
 _WIDTH_NAMES = ("hidden_size", "d_model", "n_embd", "dim", "emb_dim", "embed_dim", "embedding_size")
 

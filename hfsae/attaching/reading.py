@@ -8,15 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfsae import scope
+from hfsae.attaching import scope
+from hfsae.attaching.mount import Mount
+from hfsae.attaching.plan import Counter, Entry
+from hfsae.attaching.scope import Opening
 from hfsae.errors import InvalidType, InvalidValue
 from hfsae.interventions import Record
-from hfsae.mount import Mount
-from hfsae.plan import Counter, Entry
 from hfsae.registry import SHIPPED
 from hfsae.sae.base import SparseCoder
 from hfsae.sae.sparse import FeatureList, SparseFeatures
-from hfsae.scope import Opening
 from hfsae.sites import base_model_id
 
 _PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids")

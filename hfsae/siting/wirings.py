@@ -16,8 +16,8 @@ from itertools import product
 import torch
 from torch import Tensor, nn
 
-from hfsae.families import FAMILIES, Family
-from hfsae.probes import Call
+from hfsae.siting.families import FAMILIES, Family
+from hfsae.siting.probes import Call
 
 _TOLERANCE = 1e-4  # of the largest entry; the probe computes in float32
 _MLP_CLASS = re.compile(r"(MLP|Mlp|MoE|Moe|MoeBlock|FeedForward|FFN|Experts)$")

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from hfsae.drawing import draw_evaluation
 from hfsae.errors import CheckpointError
 from hfsae.formats.files import read_json
+from hfsae.measuring.drawing import draw_evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

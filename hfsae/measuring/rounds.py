@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hfsae.attachment import Attachment
+from hfsae.attaching.attachment import Attachment
 from hfsae.data.tokens import TokenBatch, TokenCounts, spliced_mask
 from hfsae.errors import InvalidValue
-from hfsae.evaluation import Evaluation
 from hfsae.hooks import capture
+from hfsae.measuring.evaluation import Evaluation
+from hfsae.measuring.passes import Passes, Run, predicts_next_token
+from hfsae.measuring.scoring import VARIANTS, CallerLosses, Losses, LossFn, NextTokenLosses
 from hfsae.metrics import FiringSums, ReconstructionSums, Spread, loss_recovered
-from hfsae.passes import Passes, Run, predicts_next_token
 from hfsae.sae.config import SAEConfig
-from hfsae.scoring import VARIANTS, CallerLosses, Losses, LossFn, NextTokenLosses
 from hfsae.sites import base_model_id
 
 _SAME = 1e-4  # relative difference of runs of equal rows: rounding, where other tokens would show as 1e-2 or more

@@ -9,11 +9,11 @@ from typing import Any
 
 from torch import nn
 
-from hfsae import scope
+from hfsae.attaching import scope
+from hfsae.attaching.mount import Mount
 from hfsae.errors import Unsupported
 from hfsae.hooks import find_dispatcher
 from hfsae.interventions import Intervention
-from hfsae.mount import Mount
 
 _ENTRY = "init_continuous_batching"
 

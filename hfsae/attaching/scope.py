@@ -13,7 +13,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from hfsae.plan import Counter, Entry, Plan, make_plan
+from hfsae.attaching.plan import Counter, Entry, Plan, make_plan
 from hfsae.sae.base import SparseCoder
 
 

@@ -10,8 +10,8 @@ from torch.nn import functional
 
 from hfsae.data.tokens import TokenBatch
 from hfsae.errors import InvalidType
+from hfsae.measuring.passes import Passes, Run
 from hfsae.metrics import LossSums, cross_entropy, kl_divergence
-from hfsae.passes import Passes, Run
 
 LossFn = Callable[[Any, TokenBatch], Tensor]
 VARIANTS = ("clean", "spliced", "zero", "mean")

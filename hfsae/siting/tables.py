@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from hfsae.errors import HubError, InvalidType, SiteNotFound, Unsupported
-from hfsae.probes import model_failures, undisturbed
 from hfsae.sites import SITES, resolve, unwrap
-from hfsae.stacks import Stack, choose_stack
+from hfsae.siting.probes import model_failures, undisturbed
+from hfsae.siting.stacks import Stack, choose_stack
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hfsae.attaching.plan import Counter, Entry, Plan, Step
 from hfsae.errors import Unsupported
 from hfsae.interventions import Push, Record, Replace
-from hfsae.plan import Counter, Entry, Plan, Step
 from hfsae.sae import coding
 from hfsae.sae.base import SparseCoder
 from hfsae.selectors import Tokens

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from hfsae import scope
+from hfsae.attaching import scope
+from hfsae.attaching.scope import Editable
 from hfsae.forwards import Owner
-from hfsae.scope import Editable
 
 _FUNCTION = "_gradient_checkpointing_func"
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import FigureBase
 
-    from hfsae.evaluation import Evaluation
+    from hfsae.measuring.evaluation import Evaluation
 
 COLOURS = {"clean": "#0072b2", "spliced": "#e69f00", "mean": "#999999", "zero": "#555555"}
 """The colour of each run of the model."""

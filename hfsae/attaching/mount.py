@@ -11,11 +11,11 @@ import threading
 import torch
 from torch import Tensor, nn
 
-from hfsae.editing import Watch, edit, edit_densely
+from hfsae.attaching.editing import Watch, edit, edit_densely
+from hfsae.attaching.plan import NO_PLAN, Plan
+from hfsae.attaching.scope import plan_for
 from hfsae.forwards import Owner
-from hfsae.plan import NO_PLAN, Plan
 from hfsae.sae.base import SparseCoder
-from hfsae.scope import plan_for
 from hfsae.selectors import Tokens
 from hfsae.sites import Point
 

@@ -13,7 +13,8 @@ from typing import Any, Literal, Protocol, TypedDict, Unpack, runtime_checkable
 import torch
 from torch import Tensor
 
-from hfsae.edits import Edit, Part
+from hfsae.attaching.edits import Edit, Part
+from hfsae.attaching.mount import Mount
 from hfsae.errors import InvalidType, InvalidValue, Unsupported, did_you_mean
 from hfsae.interventions import (
     Add,
@@ -29,7 +30,6 @@ from hfsae.interventions import (
     Value,
     as_value,
 )
-from hfsae.mount import Mount
 from hfsae.sae.base import SparseCoder
 from hfsae.sae.sparse import FeatureList, SparseFeatures, feature_ids
 from hfsae.sae.statistics import FeatureStatistics

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from hfsae.errors import SiteNotFound
 from hfsae.hooks import activation_of_output, input_key
-from hfsae.replay import Call, recorded, replayed
+from hfsae.measuring.replay import Call, recorded, replayed
 from hfsae.sites import Point, blocks, unwrap
 
 Edit = AbstractContextManager[object]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from hfsae.errors import Unsupported
-from hfsae.shrinking import config_parts, shrink
+from hfsae.siting.shrinking import config_parts, shrink
 
 LARGEST_PROBE = 25_000_000
 """Most numbers a probe may hold; a model that stays larger when shrunk is not run."""

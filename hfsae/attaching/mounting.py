@@ -8,11 +8,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from hfsae.checkpointing import replay, stop_replaying
+from hfsae.attaching.checkpointing import replay, stop_replaying
+from hfsae.attaching.mount import Mount, ReadStage
 from hfsae.errors import HfsaeWarning, InvalidType, InvalidValue
 from hfsae.forwards import Owner
 from hfsae.hooks import add_stage, find_dispatcher, remove_stage
-from hfsae.mount import Mount, ReadStage
 from hfsae.sites import Point
 from hfsae.tracing import forget_envoys
 
