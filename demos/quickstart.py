@@ -8,10 +8,10 @@ import argparse
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import hfsae
 from hfsae import plots
-from hfsae.attaching.reading import TokenFeatures
 
 TEXT = (
     'def read(path):\n    """Return the text of a file."""\n    if not path:\n        raise ValueError("empty path")\n'
@@ -56,7 +56,7 @@ def load(args: argparse.Namespace) -> tuple[hfsae.Attachment, object, list[str]]
     return hfsae.attach(model, layer=layer, sae=args.sae), tokenizer, texts
 
 
-def strongest(top: Sequence[TokenFeatures]) -> int:
+def strongest(top: Sequence[Any]) -> int:
     """Return the feature with the largest activation on any token but the first."""
     return max((value, feature) for entry in top[1:] for feature, value, _ in entry.features)[1]
 
