@@ -6,6 +6,7 @@
 """
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 from warnings import warn
@@ -72,17 +73,16 @@ def attach(  # noqa: PLR0913 - where, what and how, all but the first two by key
         model, dictionary, read, name=name, detach_error=error == "detach", trainable=trainable, force=force
     )
     if check is not None:
-        _warn_of_misfit(attachment, check)
+        with ExitStack() as undoing:
+            undoing.enter_context(attachment)
+            _warn_of_misfit(attachment, check)
+            undoing.pop_all()
     return attachment
 
 
 def _warn_of_misfit(attachment: Attachment, texts: object) -> None:
     listed = [texts] if isinstance(texts, str) else texts
     in_words = isinstance(listed, Sequence) and all(isinstance(text, str) for text in listed)
-    try:
-        fit = fit_of(attachment, listed, tokenizer=find_tokenizer(attachment.model) if in_words else None)
-    except BaseException:
-        attachment.detach()
-        raise
+    fit = fit_of(attachment, listed, tokenizer=find_tokenizer(attachment.model) if in_words else None)
     if not fit.ok:
         warn(f"{attachment.dictionary} at {attachment.site}: {' '.join(fit.problems)}", HfsaeWarning, stacklevel=3)

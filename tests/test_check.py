@@ -121,3 +121,6 @@ def test_attach_warns_of_a_misfit_when_asked_to(tmp_path):
     with pytest.raises(InvalidValue):
         attach(model, sae=moved(sae), check=[])
     assert attachments(model) == []
+    with pytest.raises(HfsaeWarning):  # warnings are errors here, and an error leaves nothing behind
+        attach(model, sae=moved(sae, layer=1), check=texts)
+    assert attachments(model) == []

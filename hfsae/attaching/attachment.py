@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from hfsae.attaching import methods as edit_methods
+from hfsae.attaching import methods
 from hfsae.attaching.batching import guard_batching, unguard_batching
 from hfsae.attaching.belonging import check_belongs
 from hfsae.attaching.mount import Mount
@@ -72,15 +72,15 @@ class Attachment:
         watch = liveness_of(self.mount)
         return watch is not None and watch.holds(self.owner)
 
-    ablate = edit_methods.ablate
-    set = edit_methods.set_
-    scale = edit_methods.scale
-    clamp = edit_methods.clamp
-    steer = edit_methods.steer
-    patch = edit_methods.patch
-    splice = edit_methods.splice
-    replace = edit_methods.replace
-    clear = edit_methods.clear
+    ablate = methods.ablate
+    set = methods.set_
+    scale = methods.scale
+    clamp = methods.clamp
+    steer = methods.steer
+    patch = methods.patch
+    splice = methods.splice
+    replace = methods.replace
+    clear = methods.clear
 
     def record(self) -> Recording:
         """Return a context manager that keeps the features of every token that passes, in any forward or generate."""
