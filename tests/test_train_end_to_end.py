@@ -44,8 +44,9 @@ def test_finetune_takes_transcoders(tiny_gpt2, ids):
 
 def test_finetune_refuses_what_cannot_work(tiny_gpt2, ids):
     sae = dictionary(tiny_gpt2, ids)
-    with pytest.raises(InvalidValue, match="make no run"):
-        finetune(tiny_gpt2, ids, sae, tokens=0)
+    for wrong in ({"tokens": 0}, {"batch_size": 0}, {"context": 0}, {"learning_rate": 0.0}):
+        with pytest.raises(InvalidValue, match=f"{next(iter(wrong))}=0.* is out of range"):
+            finetune(tiny_gpt2, ids, sae, **wrong)
     with pytest.raises(InvalidValue, match="no token that is spliced"):
         finetune(tiny_gpt2, ids[:, :1], sae, tokens=64, context=32)
     with pytest.raises(TrainingError, match="Lower learning_rate"):

@@ -33,7 +33,7 @@ class OptimizerConfig:
             _check_share(name, getattr(self, name))
         if self.warmup + self.decay > 1:
             raise InvalidValue(f"warmup={self.warmup} and decay={self.decay} overlap. Their sum is at most 1.")
-        _check_positive("clip", self.clip)
+        check_positive("clip", self.clip)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +51,7 @@ class DeadConfig:
     """Weight of the loss by which dead features explain the error, from then on (AuxK); 0 turns it off."""
 
     def __post_init__(self) -> None:
-        _check_positive("after_firings", self.after_firings)
+        check_positive("after_firings", self.after_firings)
         _check_share("reseed_until", self.reseed_until)
         _check_share("duplicate_cosine", self.duplicate_cosine)
         if not 0 <= self.aux_coefficient < math.inf:
@@ -79,7 +79,7 @@ class DataConfig:
         for name in ("context", "model_batch_size", "buffer_bytes"):
             check_count(name, getattr(self, name))
         if self.norm_outlier is not None:
-            _check_positive("norm_outlier", self.norm_outlier)
+            check_positive("norm_outlier", self.norm_outlier)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +128,7 @@ class TrainConfig:
                 check_count(name, getattr(self, name))
         for name in ("target_l0", "learning_rate"):
             if getattr(self, name) is not None:
-                _check_positive(name, getattr(self, name))
+                check_positive(name, getattr(self, name))
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InvalidType(f"seed={self.seed!r} is no whole number. Give one.")
         if self.d_sae is not None and self.l0 > self.d_sae:
@@ -208,7 +208,8 @@ def check_count(name: str, value: object) -> None:
         raise InvalidValue(f"{name}={value} is out of range. It must be 1 or more.")
 
 
-def _check_positive(name: str, value: object) -> None:
+def check_positive(name: str, value: object) -> None:
+    """Raise unless the value is a finite number above 0."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidType(f"{name}={value!r} is of type {type(value).__name__}. It must be a number.")
     if not 0 < value < math.inf:

@@ -31,6 +31,7 @@ from hfsae.metrics import kl_divergence
 from hfsae.sae.losses import reconstruction
 from hfsae.sites import unwrap
 from hfsae.train.calibration import measure
+from hfsae.train.config import check_count, check_positive
 from hfsae.train.schedules import learning_rate_factor
 
 _RATE = 5e-5
@@ -67,8 +68,9 @@ def finetune(  # noqa: PLR0913 - as hfsae.train
         InvalidValue: when the data hold no tokens that are spliced, or numbers make no sense.
         TrainingError: when the loss is not finite.
     """
-    if tokens < 1 or not 0 < learning_rate < math.inf:
-        raise InvalidValue(f"tokens={tokens}, learning_rate={learning_rate} make no run. Both are above 0.")
+    for name, number in (("tokens", tokens), ("batch_size", batch_size), ("context", context)):
+        check_count(name, number)
+    check_positive("learning_rate", learning_rate)
     tuned = SAE(sae.config, tensors={name: tensor.detach().clone() for name, tensor in sae.state_dict().items()})
     tuned.labels = dict(sae.labels)
     steps = math.ceil(tokens / (batch_size * context))
