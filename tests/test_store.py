@@ -56,6 +56,20 @@ def test_peek_takes_nothing():
     assert torch.equal(seen, ring.take(5))
 
 
+def test_past_is_what_was_taken_last_and_changes_no_order(monkeypatch):
+    def ring():
+        return ShuffleRing(IterableRows(iter(numbered(100).split(9))), capacity=40, limit=100, seed=0)
+
+    looked, plain = ring(), ring()
+    assert not len(looked.past(4))
+    for place in range(0, 35, 7):
+        batch = looked.take(7)
+        assert torch.equal(looked.past(7), batch)
+        assert len(looked.past(1000)) == place + 7
+    monkeypatch.setattr(sys.modules["hfsae.data.ring"], "_KEPT", 0)
+    assert drained(plain)[35:] == drained(looked)
+
+
 def test_lists_are_shuffled_alike_for_the_same_seed_and_epoch():
     source = open_source([str(i) for i in range(30)], seed=0)
     assert list(source.epoch(0)) == list(source.epoch(0))

@@ -311,17 +311,39 @@ def test_jumprelu_trains_on_a_smooth_count_too(x):
     assert fvu(train(activations=x, config=config, progress=False), x[:1000]) < 0.6
 
 
-def test_strongest_through_a_bf16_shortlist_is_the_exact_selection(monkeypatch):
+def test_codes_through_a_bf16_shortlist_are_the_exact_selection(monkeypatch):
     module = sys.modules["hfsae.train.recipe"]
-    recipe = RECIPES["topk"](Shape(24, 256, 24), TrainConfig(d_sae=256, k=6))
-    x = torch.randn(512, 24, generator=torch.Generator().manual_seed(0))
-    exact = dense_codes(*recipe.strongest(x, 6), 256)
-    monkeypatch.setattr(module, "_scans_in_bf16", lambda W_enc: True)
-    torch.testing.assert_close(dense_codes(*recipe.strongest(x, 6), 256), exact)
+    recipe = RECIPES["topk"](Shape(96, 256, 96), TrainConfig(d_sae=256, k=6))
+    x = torch.randn(512, 96, generator=torch.Generator().manual_seed(0))
+    for codes in (lambda: recipe.strongest(x, 6), lambda: recipe.competing(x)):
+        monkeypatch.setattr(module, "_scans_in_bf16", lambda W_enc: False)
+        exact = dense_codes(codes(), len(x), 256)
+        monkeypatch.setattr(module, "_scans_in_bf16", lambda W_enc: True)
+        torch.testing.assert_close(dense_codes(codes(), len(x), 256), exact)
 
 
-def dense_codes(values, indices, d_sae):
-    return torch.zeros(len(values), d_sae).scatter_add(1, indices, values.detach())
+def test_competing_codes_are_the_largest_of_the_batch_and_their_gradients_dense_ones():
+    recipe = RECIPES["batchtopk"](Shape(96, 64, 96), TrainConfig(d_sae=64, k=3)).double()
+    x = torch.randn(100, 96, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    terms = recipe.sparse_terms(recipe.competing(x), x, x)
+    terms.loss.backward()
+    sparse = {name: parameter.grad.clone() for name, parameter in recipe.named_parameters()}
+    recipe.zero_grad()
+    z = torch.nn.functional.linear(x - recipe.b_dec, recipe.W_enc, recipe.b_enc).relu()
+    f = z * (z >= z.flatten().topk(300).values[-1])
+    dense = recipe.dense_terms(f, x, x)
+    dense.loss.backward()
+    assert torch.equal(terms.counts, dense.counts)
+    for name, parameter in recipe.named_parameters():
+        torch.testing.assert_close(sparse[name], parameter.grad, rtol=1e-9, atol=1e-12, msg=name)
+
+
+def dense_codes(codes, tokens, d_sae):
+    of = torch.arange(tokens).repeat_interleave(
+        torch.full((tokens,), codes.rows.shape[-1]) if codes.offsets is None else codes.offsets.diff()
+    )
+    flat = of * d_sae + codes.rows.flatten()
+    return torch.zeros(tokens * d_sae).index_add(0, flat, codes.values.detach().flatten()).view(tokens, d_sae)
 
 
 @pytest.mark.parametrize("tool", ["trackio", "wandb"])

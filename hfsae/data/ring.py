@@ -1,7 +1,8 @@
 """A ring in which a stream of activations is shuffled, in place and in stated memory.
 
 1. The ring is filled. A random order of its slots is drawn.
-2. Batches are read along that order; before the next one, each slot that was read is filled with the stream's next row.
+2. Batches are read along that order. Each slot that was read is filled with the stream's next row, a while later: what
+   was read last can be looked at again (`past`).
 3. At the end of the order a new one is drawn. So a row waits about one ring's length, at random, and is read just once.
 4. When the stream ends, what is left is read out, in random order.
 
@@ -16,6 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hfsae.errors import InvalidValue, TrainingError
+
+_KEPT = 16_384
+"""Rows that stay in their slots for a while after they were read."""
 
 
 @runtime_checkable
@@ -60,8 +64,8 @@ class ShuffleRing:
     def take(self, count: int) -> Float[Tensor, "count width"]:
         """Return the next ``count`` rows; fewer, at last none, when the stream has ended.
 
-        Slots are filled before the next rows are read, so that a stream that breaks (`TrainingError`) costs none: what
-        `state` returns then goes on without a gap.
+        Slots are filled before their order is drawn anew, so that a stream that breaks (`TrainingError`) costs no row:
+        what `state` returns then goes on without a gap.
         """
         self._open()
         assert self._slots is not None
@@ -90,6 +94,12 @@ class ShuffleRing:
         self._open()
         assert self._slots is not None
         return self._slots[self._order[self._read : self._read + count]]
+
+    def past(self, count: int) -> Float[Tensor, "count width"]:
+        """Return up to ``count`` of the rows that were taken last; fewer, or none, where a new order has begun."""
+        if self._slots is None:
+            return torch.zeros(0, self.rows.width)
+        return self._slots[self._order[max(self._filled, self._read - count) : self._read]]
 
     def state(self) -> dict[str, Any]:
         """Return all that `restore` needs to go on exactly from here."""
@@ -133,12 +143,13 @@ class ShuffleRing:
 
     def _refill(self) -> None:
         assert self._slots is not None
-        while self._filled < self._read:
+        due = self._read if self._read == len(self._order) else self._read - _KEPT
+        while self._filled < due:
             if self._pending is None:
                 self._pending = self._next_chunk()
                 if self._pending is None:
                     return
-            room = self._read - self._filled
+            room = due - self._filled
             part, rest = self._pending[:room], self._pending[room:]
             self._slots[self._order[self._filled : self._filled + len(part)]] = part
             self._filled += len(part)

@@ -45,6 +45,8 @@ class DeadConfig:
     runs of any length, where one in tokens never does in short ones. Much lower, it mistakes rare features for dead."""
     reseed_until: float = 0.3
     """Until this share of the steps, dead features and duplicates start again from tokens that are explained badly."""
+    split_until: float = 0.8
+    """Until this share of the steps, dead features take a half of those that do the work of two."""
     duplicate_cosine: float = 0.9
     """Two features whose directions and encoders are closer than that are duplicates."""
     aux_coefficient: float = 1 / 32
@@ -53,6 +55,7 @@ class DeadConfig:
     def __post_init__(self) -> None:
         check_positive("after_firings", self.after_firings)
         _check_share("reseed_until", self.reseed_until)
+        _check_share("split_until", self.split_until)
         _check_share("duplicate_cosine", self.duplicate_cosine)
         if not 0 <= self.aux_coefficient < math.inf:
             raise InvalidValue(f"aux_coefficient={self.aux_coefficient} is out of range. It is 0 or more.")

@@ -85,7 +85,7 @@ class DeadFeatures(nn.Module):
         recipe.b_enc[rows] = 0
         if recipe.shape.d_in == recipe.shape.d_out:
             recipe.W_enc[rows] = directions
-        for parameter in (recipe.W_dec, recipe.W_enc, recipe.b_enc):
+        for parameter in recipe.of_features():
             for name in ("exp_avg", "exp_avg_sq"):
                 if name in optimizer.state.get(parameter, {}):
                     optimizer.state[parameter][name][rows] = 0

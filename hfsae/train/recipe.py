@@ -4,9 +4,10 @@ A recipe works on scaled activations (mean squared norm 1) and minimises
 
     FVU of the batch + what the architecture adds + what dead features are for (dead_features.py)
 
-Whatever the architecture, features are found by TopK codes (`start`, a share of the run): there each token has its k,
-so that none is starved by others or by a sparsity loss, and a step is cheap. Then the recipe settles: it takes over its
-own codes, with the threshold and the coefficient at which as many fire as before.
+Whatever the architecture, features are found by TopK codes: there each token has its k, so that none is starved by
+others or by a sparsity loss, and a step is cheap. Then tokens compete for the k of all: what only filled up the k of
+tokens with little to say is given up. After that share of the run (`start`) the recipe settles: it takes over its own
+codes, with the threshold and the coefficient at which as many fire as before.
 
 `tensors` gives the weights of the dictionary it has become; calibration.py undoes the scaling. The recipes themselves,
 one for each architecture, are in recipes.py.
@@ -23,12 +24,17 @@ from torch.nn import functional
 
 from hfsae.errors import InvalidValue, did_you_mean
 from hfsae.sae import losses
+from hfsae.sae.coding import Codes
 from hfsae.sae.kernels import gather_decode, preactivations_at, products_at, topk_scan
 from hfsae.train.calibration import threshold_for
 from hfsae.train.config import TrainConfig
 
+_COMPETE = 0.3, 0.6
+"""Between these shares of the run, codes are those of `Recipe.competing`."""
+_SHORTLIST = 4
+"""Candidates of a token where tokens compete, as a multiple of the mean number kept."""
 _SPARE = 4
-"""Candidates in a bf16 shortlist beyond those wanted, at least."""
+"""Candidates in a bf16 shortlist beyond those wanted: one in so many, and at least so many."""
 _WORTH_BF16 = 2**18
 """Encoder weights from which on a scan in bf16 pays."""
 _SEED_OFFSET = 5_811_737
@@ -98,13 +104,15 @@ class Recipe(nn.Module):
     settings: ClassVar[dict[str, Any]] = {}
     """What `TrainConfig.recipe` may set, with the defaults."""
     start: ClassVar[float] = 1.0
-    """Default of the setting "start": the share of the run that has TopK codes."""
+    """Default of the setting "start": the share of the run after which the codes are its own."""
     controlled: ClassVar[bool] = False
     """Whether L0 is held by a controller on a coefficient."""
     calibrated: ClassVar[bool] = False
     """Whether the threshold is found after training, as the one that holds L0 on fresh activations."""
     shrinks: ClassVar[bool] = False
     """Whether its sparsity loss makes values too small; they are scaled up after training."""
+    more: ClassVar[tuple[str, ...]] = ()
+    """Parameters ``[d_sae]`` of this architecture alone."""
 
     variance: Tensor
 
@@ -123,26 +131,52 @@ class Recipe(nn.Module):
         self.W_skip = nn.Parameter(torch.zeros(shape.d_out, shape.d_in)) if shape.skip else None
         self.register_buffer("variance", torch.tensor(1.0))
 
+    def of_features(self) -> list[nn.Parameter]:
+        """Return the parameters that hold a row, or a number, for each feature."""
+        return [getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", *self.more)]
+
     def centred(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
         """Return x less what the encoder subtracts: b_dec where it writes what it reads, else a bias of its own."""
         return x - (self.b_dec if self.b_pre is None else self.b_pre)
 
-    def strongest(self, x: Float[Tensor, "batch d_in"], k: int) -> tuple[Tensor, Tensor]:
+    def strongest(self, x: Float[Tensor, "batch d_in"], k: int) -> Codes:
         """Return the k largest pre-activations of each token, 0 where they are not above 0, and their features.
 
         On CPUs with bf16 units a scan in bf16 makes a shortlist, which is scored and cut in fp32: half the time.
         """
         centred = self.centred(x)
         if not _scans_in_bf16(self.W_enc):
-            return topk_scan(centred, self.W_enc, self.b_enc, k)
+            return Codes(*topk_scan(centred, self.W_enc, self.b_enc, k), None)
         with torch.no_grad():
-            slots = min(k + max(k // 4, _SPARE), self.shape.d_sae)
-            _, shortlist = topk_scan(centred.bfloat16(), self.W_enc.bfloat16(), self.b_enc.bfloat16(), slots)
+            slots = min(_with_spare(k), self.shape.d_sae)
+            _, shortlist = self._scan(centred, slots)
             starts = torch.arange(0, len(x) * slots + 1, slots)
             z = products_at(centred, self.W_enc, shortlist.flatten(), starts).view(-1, slots) + self.b_enc[shortlist]
             values, places = z.relu().topk(k, dim=1, sorted=False)
             indices = shortlist.gather(1, places)
-        return preactivations_at(centred, self.W_enc, self.b_enc, values, indices), indices
+        return Codes(preactivations_at(centred, self.W_enc, self.b_enc, values, indices), indices, None)
+
+    def competing(self, x: Float[Tensor, "batch d_in"]) -> Codes:
+        """Return the largest pre-activations of the whole batch, k a token on average, and their features."""
+        centred, slots = self.centred(x), min(round(_SHORTLIST * self.k), self.shape.d_sae)
+        kept = min(round(self.k * len(x)), len(x) * slots)
+        with torch.no_grad():
+            tokens = torch.arange(len(x), device=x.device).repeat_interleave(slots)
+            values, indices = (found.flatten() for found in self._scan(centred, slots))
+            if values.dtype != centred.dtype:
+                values, indices, tokens = _largest(values, indices, tokens, min(_with_spare(kept), len(tokens)))
+                z = products_at(centred, self.W_enc, indices, _starts(tokens, len(x)))
+                values = (z + self.b_enc[indices]).relu()
+            values, indices, tokens = _largest(values, indices, tokens, kept)
+            offsets = _starts(tokens, len(x))
+        return Codes(preactivations_at(centred, self.W_enc, self.b_enc, values, indices, offsets), indices, offsets)
+
+    def _scan(self, centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        """Return about the k largest pre-activations of each token, in bf16 where that is faster."""
+        weights: tuple[Tensor, Tensor, Tensor] = (centred, self.W_enc, self.b_enc)
+        if _scans_in_bf16(self.W_enc):
+            weights = centred.bfloat16(), self.W_enc.bfloat16(), self.b_enc.bfloat16()
+        return topk_scan(*weights, k)
 
     def base(self, x: Float[Tensor, "batch d_in"]) -> Tensor:
         """Return the part of the reconstruction that no feature makes: the bias, and the skip path."""
@@ -150,16 +184,17 @@ class Recipe(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch d_in"], y: Float[Tensor, "batch d_out"], moment: Moment) -> Terms:
         """Return the losses of a batch: x is encoded, y reconstructed (the same tensor unless it transcodes)."""
-        if moment.progress < self.options["start"]:
-            return self.sparse_terms(*self.strongest(x, self.whole_k), x, y)
-        return self.own_terms(x, y, moment)
+        if moment.progress >= self.options["start"]:
+            return self.own_terms(x, y, moment)
+        compete = _COMPETE[0] <= moment.progress < _COMPETE[1]
+        return self.sparse_terms(self.competing(x) if compete else self.strongest(x, self.whole_k), x, y)
 
     def own_terms(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
         """Return the losses of a batch by the architecture's own codes."""
-        return self.sparse_terms(*self.own_codes(x), x, y)
+        return self.sparse_terms(self.own_codes(x), x, y)
 
-    def own_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the architecture's own codes where they are sparse: values and features, in slots."""
+    def own_codes(self, x: Tensor) -> Codes:
+        """Return the architecture's own codes, where they are sparse."""
         raise NotImplementedError
 
     def threshold_now(self, x: Tensor) -> Tensor:
@@ -195,10 +230,10 @@ class Recipe(nn.Module):
         named = {name: getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", "b_dec", "b_pre", "W_skip")}
         return {name: tensor.detach().clone() for name, tensor in named.items() if tensor is not None}
 
-    def sparse_terms(self, values: Tensor, indices: Tensor, x: Tensor, y: Tensor) -> Terms:
-        """Return the terms of codes with k slots a token; a slot of value 0 did not fire."""
-        x_hat = gather_decode(values, indices, self.W_dec, None) + self.base(x)
-        counts = _fired_counts(values, indices, self.shape.d_sae)
+    def sparse_terms(self, codes: Codes, x: Tensor, y: Tensor) -> Terms:
+        """Return the terms of sparse codes; what has the value 0 did not fire."""
+        x_hat = gather_decode(codes.values, codes.rows, self.W_dec, None, codes.offsets) + self.base(x)
+        counts = _fired_counts(codes, self.shape.d_sae)
         fvu = losses.reconstruction(x_hat, y, self.variance)
         return Terms({"fvu": fvu}, counts, (y - x_hat).detach(), len(x))
 
@@ -239,6 +274,21 @@ def _unit_rows(count: int, width: int, generator: torch.Generator) -> Tensor:
     return functional.normalize(torch.randn(count, width, generator=generator), dim=1)
 
 
-def _fired_counts(values: Tensor, indices: Tensor, d_sae: int) -> Tensor:
-    fired = (values.detach() > 0).flatten()
-    return indices.new_zeros(d_sae).index_add_(0, indices.flatten(), fired.to(indices.dtype))
+def _with_spare(wanted: int) -> int:
+    return wanted + max(wanted // _SPARE, _SPARE)
+
+
+def _largest(values: Tensor, indices: Tensor, tokens: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return those of the largest values, in the order in which they came."""
+    places = values.topk(kept, sorted=False).indices.sort().values
+    return values[places], indices[places], tokens[places]
+
+
+def _starts(tokens: Tensor, count: int) -> Tensor:
+    """Return where the entries of each token begin."""
+    return torch.searchsorted(tokens, torch.arange(count + 1, device=tokens.device))
+
+
+def _fired_counts(codes: Codes, d_sae: int) -> Tensor:
+    fired = (codes.values.detach() > 0).flatten()
+    return codes.rows.new_zeros(d_sae).index_add_(0, codes.rows.flatten(), fired.to(codes.rows.dtype))

@@ -9,13 +9,11 @@ from torch.nn import functional
 
 from hfsae.errors import InvalidValue
 from hfsae.sae import losses
+from hfsae.sae.coding import Codes
 from hfsae.sae.kernels import gather_decode
 from hfsae.sae.pursuit import matching_pursuit
 from hfsae.train.config import TrainConfig
 from hfsae.train.recipe import Moment, Recipe, Shape, Terms
-
-_SHORTLIST = 4
-"""Candidates of a token in a batch-wide selection, as a multiple of the mean number kept."""
 
 
 class TopK(Recipe):
@@ -33,16 +31,12 @@ class BatchTopK(Recipe):
     Source: Bussmann et al. 2024, arXiv:2412.06410. The start as TopK is ours.
     """
 
-    start = 0.8
+    start = 0.3
     calibrated = True
 
-    def own_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values and features, in slots of which some are 0."""
-        slots = min(round(_SHORTLIST * self.k), self.shape.d_sae)
-        values, indices = self.strongest(x, slots)
-        kept = round(self.k * len(x))
-        floor = values.detach().flatten().topk(min(kept, values.numel()), sorted=False).values.amin()
-        return values * (values >= floor), indices
+    def own_codes(self, x: Tensor) -> Codes:
+        """Return the largest of the batch."""
+        return self.competing(x)
 
 
 class Matryoshka(BatchTopK):
@@ -61,12 +55,13 @@ class Matryoshka(BatchTopK):
                 f"group_sizes={self.group_sizes} do not fit. They must be positive and sum to d_sae={shape.d_sae}."
             )
 
-    def sparse_terms(self, values: Tensor, indices: Tensor, x: Tensor, y: Tensor) -> Terms:
+    def sparse_terms(self, codes: Codes, x: Tensor, y: Tensor) -> Terms:
         """Return the terms of codes, each prefix a reconstruction of its own."""
-        terms = super().sparse_terms(values, indices, x, y)
+        terms = super().sparse_terms(codes, x, y)
         prefixes = []
         for stop in list(accumulate(self.group_sizes))[:-1]:
-            x_hat = gather_decode(values * (indices < stop), indices, self.W_dec, None) + self.base(x)
+            values = codes.values * (codes.rows < stop)
+            x_hat = gather_decode(values, codes.rows, self.W_dec, None, codes.offsets) + self.base(x)
             prefixes.append(losses.reconstruction(x_hat, y, self.variance))
         share = 1 / len(self.group_sizes)
         terms.extra["fvu_all"] = terms.losses["fvu"].detach()
@@ -84,9 +79,9 @@ class MatchingPursuit(Recipe):
 
     start = 0.8
 
-    def own_codes(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return values and features, one slot each."""
-        return matching_pursuit(self.centred(x), self.W_enc, self.b_enc, self.W_dec, self.whole_k)
+    def own_codes(self, x: Tensor) -> Codes:
+        """Return the picks, one slot for each feature."""
+        return Codes(*matching_pursuit(self.centred(x), self.W_enc, self.b_enc, self.W_dec, self.whole_k), None)
 
     @torch.no_grad()
     def settle(self, x: Tensor) -> float:
@@ -148,6 +143,7 @@ class Gated(Recipe):
 
     start = 0.6
     controlled = True
+    more = ("log_rescale", "b_mag")
 
     def __init__(self, shape: Shape, config: TrainConfig) -> None:
         super().__init__(shape, config)
@@ -199,6 +195,7 @@ class JumpReLU(Recipe):
     settings: ClassVar[dict[str, Any]] = {"loss": "step", "bandwidth": 0.05, "pull": 3e-6}
     start = 0.6
     controlled = True
+    more = ("threshold",)
 
     def __init__(self, shape: Shape, config: TrainConfig) -> None:
         super().__init__(shape, config)
@@ -251,7 +248,10 @@ RECIPES: dict[str, type[Recipe]] = {
 
 
 def default_groups(d_sae: int) -> tuple[int, ...]:
-    """Return group sizes of a Matryoshka dictionary: a sixteenth of the features, then each prefix twice the last."""
-    prefixes = [d_sae // 16, d_sae // 8, d_sae // 4, d_sae // 2, d_sae]
+    """Return group sizes of a Matryoshka dictionary, such that its prefixes are a half, three quarters and all of it.
+
+    A prefix much narrower than what there is to tell merges features that often fire together.
+    """
+    prefixes = [d_sae // 2, 3 * d_sae // 4, d_sae]
     sizes = [stop - start for start, stop in zip([0, *prefixes], prefixes, strict=False)]
     return tuple(size for size in sizes if size > 0)

@@ -14,9 +14,13 @@ from hfsae.train.dead_features import DeadFeatures
 from hfsae.train.recipe import Moment, Shape, Terms
 from hfsae.train.recipes import RECIPES
 from hfsae.train.schedules import controlled, learning_rate_factor
+from hfsae.train.splitting import Heaps, split
 
 _LOOK_EVERY = 10
 _RESEEDS = 100
+_SPLIT_FROM = 0.1
+_FIRINGS = 80
+"""How often a feature should fire, on average, where features that do the work of two are looked for."""
 _GAIN = 0.02
 
 
@@ -56,6 +60,20 @@ class Stepper:
         for module in (self.recipe, self.dead):
             module.to(device)
         self.coefficient = self.coefficient.to(device)
+
+    @property
+    def heap_sample(self) -> int:
+        """Activations on which to look for features that do the work of two before the next step; 0: do not."""
+        progress, every = self.step / self.config.steps, max(self.config.steps // _RESEEDS, 1)
+        wanted = _SPLIT_FROM <= progress < self.config.dead.split_until and self._due(every)
+        if not wanted or not len(self.dead.dead):
+            return 0
+        return round(_FIRINGS * self.recipe.shape.d_sae / self.config.l0)
+
+    def split(self, heaps: Heaps) -> None:
+        """Let dead features take a half of those that do the work of two."""
+        taken = split(self.recipe, self.optimizer, heaps, self.dead.dead)
+        self.dead.idle[taken] = 0
 
     def update(self, x: Tensor, y: Tensor) -> Terms:
         """Do a step on scaled activations: x is encoded, y reconstructed."""

@@ -31,6 +31,7 @@ from hfsae.train.recipe import Shape, Terms
 from hfsae.train.resume import restore, run_state
 from hfsae.train.signals import StopRequest, noted_signals
 from hfsae.train.splicing import SpliceProbe
+from hfsae.train.splitting import two_heaps
 from hfsae.train.stepping import Stepper
 
 _SAMPLE = 16_384
@@ -116,8 +117,7 @@ class Trainer:
         Args:
             rows: Activations for calibration, those to read and those to reconstruct side by side; None: the next ones.
         """
-        if rows is None:
-            rows = self.ring.peek(_SAMPLE)
+        rows = self.ring.peek(_SAMPLE) if rows is None else rows
         x, y = self._split((rows if len(rows) else self._last_rows).to(self.device))
         x, y = x * self.scales.x, y * self.scales.y
         recipe = self.stepper.recipe
@@ -150,6 +150,7 @@ class Trainer:
 
     def _advance(self) -> bool:
         """Do a step; False when the data have ended."""
+        self._split_features()
         rows = self._next_rows()
         if not len(rows):
             warn(
@@ -168,6 +169,13 @@ class Trainer:
         if probed or last or self.step % max(self.config.steps // _FIGURES, 1) == 0:
             self._report(terms, probed)
         return True
+
+    def _split_features(self) -> None:
+        """Split features that do the work of two, on what was trained on last: there errors have the least noise."""
+        rows = self.ring.past(min(self.stepper.heap_sample, _SAMPLE))
+        if len(rows):
+            x, y = self._split(rows.to(self.device))
+            self.stepper.split(two_heaps(self.dictionary(rows), x, y, seed=self.step))
 
     def _next_rows(self) -> Tensor:
         """Return a batch; where the data break off, save first."""
