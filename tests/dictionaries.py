@@ -81,15 +81,23 @@ def statistics_of(sae: SAE, seed: int = 2) -> FeatureStatistics:
 
 def _features(sae: SAE, read: Tensor, p: dict[str, Tensor]) -> Tensor:
     z = read @ p["W_enc"].T + p["b_enc"]
-    kind = ARCHITECTURES[sae.config.architecture].kind
+    kind, k = ARCHITECTURES[sae.config.architecture].kind, sae.config.k or 1
     if kind == "thresholded":
         return z.relu() * (z > p.get("threshold", torch.zeros(1)))
     if kind == "topk":
-        values, indices = z.topk(sae.config.k or 1, dim=-1)
-        return torch.zeros_like(z).scatter(-1, indices, values.relu())
+        return _largest(z, k)
+    if sae.config.architecture == "refined_topk":
+        first, candidates = _largest(z, k), _largest(z, 4 * k) > 0
+        along = (read - first @ p["W_dec"]) @ p["W_dec"].T
+        return _largest((first + along).relu() * candidates, k)
     f, residual = torch.zeros_like(z), read
-    for _ in range(sae.config.k or 1):
+    for _ in range(k):
         value, index = (residual @ p["W_enc"].T + p["b_enc"]).relu().max(dim=-1, keepdim=True)
         f = f.scatter_add(-1, index, value)
         residual = residual - value * p["W_dec"][index.squeeze(-1)]
     return f
+
+
+def _largest(z: Tensor, k: int) -> Tensor:
+    values, indices = z.topk(min(k, z.shape[-1]), dim=-1)
+    return torch.zeros_like(z).scatter(-1, indices, values.relu())

@@ -5,7 +5,7 @@ At inference there are three kinds, and every architecture is one of them:
 1. `thresholded`: f_i = z_i where z_i > max(threshold_i, 0), else 0. ReLU is a threshold of 0; BatchTopK and Matryoshka
    use the threshold found in training; a gated encoder folds into one threshold per feature (`hfsae.sae.folding`).
 2. `topk`: the k largest z of each token, where they are above 0.
-3. `sequential`: one feature at a time, each chosen on what the earlier ones left over.
+3. `sequential`: features chosen on what earlier ones left over, one at a time or once more.
 
 A new architecture of a known kind is a new row here.
 """
@@ -61,6 +61,13 @@ _ROWS = (
         needs_k=True,
         transcodes=False,
         source="Costa et al. 2025, arXiv:2506.03093",
+    ),
+    Architecture(
+        name="refined_topk",
+        kind="sequential",
+        needs_k=True,
+        transcodes=False,
+        source="ours, by Blumensath and Davies 2009, Iterative hard thresholding for compressed sensing",
     ),
 )
 

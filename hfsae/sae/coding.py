@@ -13,8 +13,10 @@ from hfsae.errors import InvalidType, InvalidValue
 from hfsae.sae.config import SAEConfig
 from hfsae.sae.kernels import gather_decode, threshold_scan, topk_scan
 from hfsae.sae.pursuit import matching_pursuit
+from hfsae.sae.refining import refined_topk
 
 _TOKENS_AT_ONCE = 2048
+_SEQUENTIAL = {"matching_pursuit": matching_pursuit, "refined_topk": refined_topk}
 _EPS = 1e-5  # of layer norm: added to the standard deviation, outside the root, as OpenAI's dictionaries have it
 
 
@@ -109,7 +111,7 @@ def encode_flat(w: Weights, x: Tensor) -> Codes:
         return Codes(*threshold_scan(x, w.W_enc, w.b_enc, w.threshold))
     if kind == "topk":
         return Codes(*topk_scan(x, w.W_enc, w.b_enc, k), None)
-    return Codes(*matching_pursuit(x, w.W_enc, w.b_enc, w.W_dec, k), None)
+    return Codes(*_SEQUENTIAL[w.config.architecture](x, w.W_enc, w.b_enc, w.W_dec, k), None)
 
 
 def decode_flat(w: Weights, codes: Codes) -> Tensor:

@@ -100,7 +100,7 @@ class TrainConfig:
     d_sae: int | None = None
     """Number of features; None: 8 times the width of the activations."""
     k: int = 32
-    """Features that fire per token: exactly (topk, matching_pursuit) or on average, by a controller or a threshold."""
+    """Features that fire per token: exactly (topk and its like) or on average, by a controller or a threshold."""
     target_l0: float | None = None
     """The same by its other name, and not only a whole number; None: k."""
     tokens: int = 2_000_000

@@ -12,6 +12,7 @@ from hfsae.sae import losses
 from hfsae.sae.coding import Codes
 from hfsae.sae.kernels import gather_decode
 from hfsae.sae.pursuit import matching_pursuit
+from hfsae.sae.refining import refined_topk
 from hfsae.train.config import TrainConfig
 from hfsae.train.recipe import Moment, Recipe, Shape, Terms
 
@@ -89,6 +90,19 @@ class MatchingPursuit(Recipe):
         self.W_enc.copy_(self.W_dec)
         self.b_enc.zero_()
         return 0.0
+
+
+class RefinedTopK(Recipe):
+    """TopK codes, chosen once more after a look at what they leave over.
+
+    Source: ours, by Blumensath and Davies 2009, "Iterative hard thresholding for compressed sensing".
+    """
+
+    start = 0.8
+
+    def own_codes(self, x: Tensor) -> Codes:
+        """Return the refined codes, k slots a token."""
+        return Codes(*refined_topk(self.centred(x), self.W_enc, self.b_enc, self.W_dec, self.whole_k), None)
 
 
 class Standard(Recipe):
@@ -243,6 +257,7 @@ RECIPES: dict[str, type[Recipe]] = {
     "jumprelu": JumpReLU,
     "matryoshka": Matryoshka,
     "matching_pursuit": MatchingPursuit,
+    "refined_topk": RefinedTopK,
 }
 """Architecture to how it is trained. A new architecture is a class here, and a row in `ARCHITECTURES`."""
 
