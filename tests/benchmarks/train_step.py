@@ -91,13 +91,18 @@ def best(step: Callable[[], object]) -> float:
     return min(times)
 
 
-def hfsae_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
-    """Our trainer's step, without its data."""
+def hfsae_step(x: torch.Tensor, d_sae: int, progress: float = 0.7) -> Callable[[], object]:
+    """Our trainer's step, without its data, at that share of a run: with codes of its own."""
     d_in = x.shape[1]
     config = TrainConfig(d_sae=d_sae, k=K, tokens=10**9, batch_size=len(x))
     stepper = Stepper(Shape(d_in, d_sae, d_in), config)
-    stepper.step = config.steps // 2
+    stepper.step = round(progress * config.steps)
     return lambda: stepper.update(x, x)
+
+
+def hfsae_competing_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
+    """Our trainer's step in the 30 % of a run in which tokens compete."""
+    return hfsae_step(x, d_sae, progress=0.5)
 
 
 def sae_lens_trainer(
@@ -188,6 +193,7 @@ def sparsify_step(x: torch.Tensor, d_sae: int) -> Callable[[], object]:
 
 TRAINERS = {
     "hfsae": hfsae_step,
+    "hfsae, competing": hfsae_competing_step,
     "SAELens": sae_lens_step,
     "dictionary_learning": dictionary_learning_step,
     "sparsify": sparsify_step,
