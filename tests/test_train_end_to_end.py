@@ -1,5 +1,8 @@
 """Fine-tuning on the model's own predictions: it changes them less afterwards, and the model is only read."""
 
+import signal
+import sys
+
 import pytest
 import torch
 
@@ -51,3 +54,46 @@ def test_finetune_refuses_what_cannot_work(tiny_gpt2, ids):
         finetune(tiny_gpt2, ids[:, :1], sae, tokens=64, context=32)
     with pytest.raises(TrainingError, match="Lower learning_rate"):
         finetune(tiny_gpt2, ids, sae, tokens=8192, context=32, learning_rate=1e20)
+
+
+@pytest.mark.parametrize("stops", [[3], [1, 9, 14]])
+def test_a_finetuning_that_was_stopped_goes_on_exactly(stops, tiny_gpt2, ids, tmp_path, monkeypatch):
+    sae, tuning = dictionary(tiny_gpt2, ids), sys.modules["hfsae.train.end_to_end"]._Tuning
+    rules = {"tokens": 16 * 128, "batch_size": 4, "context": 32, "learning_rate": 1e-3, "progress": False}
+    whole = finetune(tiny_gpt2, ids, sae, **rules)
+    step, seen = tuning.step, []
+
+    def stopped_at(self, batch):
+        seen.append(self.done)
+        if stops and self.done == stops[0]:
+            stops.pop(0)
+            raise KeyboardInterrupt
+        step(self, batch)
+
+    monkeypatch.setattr(tuning, "step", stopped_at)
+    for _ in range(len(stops)):
+        with pytest.raises(KeyboardInterrupt):
+            finetune(tiny_gpt2, ids, sae, folder=tmp_path, **rules)
+    resumed = finetune(tiny_gpt2, ids, sae, folder=tmp_path, **rules)
+    assert len(seen) < 2 * 16
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+    assert torch.equal(whole.statistics.density, resumed.statistics.density)
+    with pytest.raises(TrainingError, match=r"learning_rate: 0.001 before, 0.002 now"):
+        finetune(tiny_gpt2, ids, sae, folder=tmp_path, **{**rules, "learning_rate": 2e-3})
+
+
+def test_a_finetuning_saves_when_it_is_asked_to_stop(tiny_gpt2, ids, tmp_path, monkeypatch):
+    sae, module = dictionary(tiny_gpt2, ids), sys.modules["hfsae.train.end_to_end"]
+    step = module._Tuning.step
+    monkeypatch.setattr(module, "_CHECKPOINTS", 1)
+    monkeypatch.setattr(
+        module._Tuning,
+        "step",
+        lambda self, batch: (step(self, batch), signal.raise_signal(signal.SIGTERM) if self.done == 5 else None)[0],
+    )
+    with pytest.raises(SystemExit) as stopped:
+        finetune(tiny_gpt2, ids, sae, tokens=2048, batch_size=4, context=32, folder=tmp_path, progress=False)
+    assert stopped.value.code == 128 + signal.SIGTERM
+    assert [path.name for path in tmp_path.glob("step-*")] == ["step-000000005"]
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

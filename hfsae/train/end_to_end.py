@@ -12,11 +12,12 @@ Source: Karvonen 2025, arXiv:2503.17272: a short fine-tuning at the end does mos
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from hfsae.attach import Attachment, attach
@@ -31,12 +32,15 @@ from hfsae.metrics import kl_divergence
 from hfsae.sae.losses import reconstruction
 from hfsae.sites import unwrap
 from hfsae.train.calibration import measure
+from hfsae.train.checkpoints import Checkpoints, RunState, refuse_changes
 from hfsae.train.config import check_count, check_positive
 from hfsae.train.schedules import learning_rate_factor
+from hfsae.train.signals import StopRequest, noted_signals
 
 _RATE = 5e-5
 _MEASURED = 16_384
 """Activations on which the features are measured anew."""
+_CHECKPOINTS = 20
 
 
 def finetune(  # noqa: PLR0913 - as hfsae.train
@@ -50,6 +54,8 @@ def finetune(  # noqa: PLR0913 - as hfsae.train
     context: int = 128,
     learning_rate: float = _RATE,
     seed: int = 0,
+    folder: Path | str | None = None,
+    progress: bool = True,
 ) -> SAE:
     """Return a copy of a dictionary, fine-tuned so that splicing it in changes the model's predictions less.
 
@@ -63,11 +69,17 @@ def finetune(  # noqa: PLR0913 - as hfsae.train
         context: Tokens in a row.
         learning_rate: Of Adam, with a warm-up over the first twentieth and a decay over the last fifth.
         seed: Of the order of the documents.
+        folder: Where checkpoints go, about twenty; a run that was stopped goes on from there when called again, given
+            data that can be read again. SIGINT and SIGTERM then save before the process exits.
+        progress: Show a bar where there is a terminal.
 
     Raises:
         InvalidValue: when the data hold no tokens that are spliced, or numbers make no sense.
-        TrainingError: when the loss is not finite.
+        TrainingError: when the loss is not finite, or the folder holds another run.
+        SystemExit: after SIGINT or SIGTERM, where there is a folder.
     """
+    from tqdm.auto import tqdm
+
     for name, number in (("tokens", tokens), ("batch_size", batch_size), ("context", context)):
         check_count(name, number)
     check_positive("learning_rate", learning_rate)
@@ -75,15 +87,24 @@ def finetune(  # noqa: PLR0913 - as hfsae.train
     tuned.labels = dict(sae.labels)
     steps = math.ceil(tokens / (batch_size * context))
     rules = {"tokenizer": tokenizer, "batch_size": batch_size, "context": context}
-    stream = islice(_endless(open_source(data, seed), rules, model), steps)
-    last: list[Tensor] = []
-    with attach(model, sae=tuned, name="sae_in_training", force=True) as attachment, at_rest(model):
+    stream = _endless(open_source(data, seed), rules, model)
+    settings = {"dictionary": sae.id, "tokens": tokens, "learning_rate": learning_rate, "seed": seed}
+    checkpoints = None if folder is None else Checkpoints(Path(folder), max(steps // _CHECKPOINTS, 1))
+    with ExitStack() as stack:
+        request = StopRequest()
+        if checkpoints is not None:
+            stack.enter_context(checkpoints.held())
+            request = stack.enter_context(noted_signals())
+        attachment = stack.enter_context(attach(model, sae=tuned, name="sae_in_training", force=True))
+        stack.enter_context(at_rest(model))
         tuning = _Tuning(attachment, tuned, learning_rate, steps)
-        for batch in stream:
-            last.append(tuning.step(batch))
-            if sum(map(len, last[1:])) >= _MEASURED:
-                last.pop(0)
-    tuned.statistics = measure(tuned, last)
+        keeper = _Keeper(checkpoints, request, {**settings, "batch_size": batch_size, "context": context})
+        keeper.resume(tuning)
+        left = islice(stream, tuning.done, steps)
+        for batch in tqdm(left, total=steps, initial=tuning.done, desc="finetune", disable=None if progress else True):
+            tuning.step(batch)
+            keeper.save_if_due(tuning)
+    tuned.statistics = measure(tuned, tuning.last)
     return tuned
 
 
@@ -93,12 +114,13 @@ class _Tuning:
     def __init__(self, attachment: Attachment, sae: SAE, rate: float, steps: int) -> None:
         self.attachment, self.sae, self.rate, self.steps = attachment, sae, rate, steps
         self.done = 0
+        self.last: list[Tensor] = []
         self.weights = [p for name, p in sae.named_parameters() if name != "threshold"]
         self.lengths = sae.W_dec.detach().norm(dim=1, keepdim=True)
         self.optimizer = torch.optim.Adam(self.weights, lr=rate)
 
-    def step(self, batch: TokenBatch) -> Float[Tensor, "tokens d_in"]:
-        """Do a step; return what was read.
+    def step(self, batch: TokenBatch) -> None:
+        """Do a step; what was read last is kept in `last`.
 
         Raises:
             InvalidValue: when no token of the batch is spliced.
@@ -124,7 +146,28 @@ class _Tuning:
         if not math.isfinite(float(loss)):
             raise TrainingError(f"The loss is {float(loss)} after {self.done} steps. Lower learning_rate={self.rate}.")
         self._apply(gradients)
-        return x[mask]
+        self.last.append(x[mask])
+        if sum(map(len, self.last[1:])) >= _MEASURED:
+            self.last.pop(0)
+
+    def state(self) -> RunState:
+        """Return all that `restore` needs to go on exactly from here."""
+        tensors = dict(self.sae.state_dict())
+        for place, weight in enumerate(self.weights):
+            tensors |= {f"optimizer.{place}.{key}": value for key, value in self.optimizer.state[weight].items()}
+        tensors |= {f"last.{place}": part for place, part in enumerate(self.last)}
+        return RunState(tensors, {"done": self.done})
+
+    def restore(self, state: RunState) -> None:
+        """Go on where `state` was called."""
+        device = self.sae.W_dec.device
+        self.sae.load_state_dict({name: state.tensors[name] for name in self.sae.state_dict()})
+        for place, weight in enumerate(self.weights):
+            moments = {key: state.tensors[f"optimizer.{place}.{key}"] for key in ("step", "exp_avg", "exp_avg_sq")}
+            self.optimizer.state[weight] = {key: value.to(device) for key, value in moments.items()}
+        parts = sum(name.startswith("last.") for name in state.tensors)
+        self.last = [state.tensors[f"last.{place}"].to(device) for place in range(parts)]
+        self.done = state.numbers["done"]
 
     def _apply(self, gradients: tuple[Tensor, ...]) -> None:
         for weight, gradient in zip(self.weights, gradients, strict=True):
@@ -136,6 +179,31 @@ class _Tuning:
         self.optimizer.zero_grad()
         self.sae.W_dec.mul_(self.lengths / self.sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8))
         self.done += 1
+
+
+class _Keeper:
+    """What saves a fine-tuning, and goes on from what was saved; nothing where there is no folder."""
+
+    def __init__(self, checkpoints: Checkpoints | None, request: StopRequest, settings: dict[str, Any]) -> None:
+        self.checkpoints, self.request, self.settings = checkpoints, request, settings
+
+    def resume(self, tuning: _Tuning) -> None:
+        """Bring it to where the last checkpoint stands, if there is one."""
+        saved = None if self.checkpoints is None else self.checkpoints.load()
+        if self.checkpoints is not None and saved is not None:
+            refuse_changes(saved.numbers["settings"], self.settings, self.checkpoints.folder)
+            tuning.restore(saved)
+
+    def save_if_due(self, tuning: _Tuning) -> None:
+        """Save every so many steps, at the end, and when a signal asks the process to stop."""
+        if self.checkpoints is None:
+            return
+        stopped = self.request.signal
+        if stopped is not None or tuning.done % self.checkpoints.every == 0 or tuning.done == tuning.steps:
+            state = tuning.state()
+            self.checkpoints.save(RunState(state.tensors, {**state.numbers, "settings": self.settings}), tuning.done)
+        if stopped is not None:
+            raise SystemExit(128 + stopped)
 
 
 def _endless(source: Source, rules: dict[str, Any], model: Any) -> Iterator[TokenBatch]:
