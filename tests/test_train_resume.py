@@ -163,3 +163,24 @@ def test_a_run_killed_at_random_instants_ends_bit_identical(tmp_path, unbroken):
                 kills += 1
     assert kills == 4
     assert same(torch.load(out, weights_only=True), unbroken)
+
+
+def test_a_run_that_splits_features_goes_on_exactly(tmp_path, monkeypatch):
+    stepping = sys.modules["hfsae.train.stepping"]
+    plain, splits = stepping.split, []
+
+    def counted(*args):
+        taken = plain(*args)
+        splits.append(len(taken))
+        return taken
+
+    monkeypatch.setattr(stepping, "split", counted)
+    world = World(name="hierarchical", n=64, d=16, l0=2.0)
+    rows = list(world.activations(20_000, batch=1000, seed=1))
+    config = TrainConfig(d_sae=64, k=2, tokens=64 * 300, batch_size=64, dead=DeadConfig(after_firings=5.0))
+    options = {"activations": rows, "config": config, "progress": False}
+    whole = train(**options).state_dict()
+    assert sum(splits) > 0
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(**options, folder=tmp_path, checkpoint_every=7, callbacks=[StopAt(150)])
+    assert same(train(**options, folder=tmp_path, checkpoint_every=7).state_dict(), whole)
