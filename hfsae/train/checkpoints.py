@@ -5,7 +5,7 @@ that one that was cut or edited is noticed, and the one before it used. The last
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from torch import Tensor
 from hfsae.errors import CheckpointError, CheckpointNotFound, HfsaeWarning, TrainingError
 from hfsae.formats.files import read_json, write_folder_atomically, write_json
 from hfsae.formats.safetensors_io import read_tensors, write_tensors
+from hfsae.train.signals import StopRequest, noted_signals
 
 _KEPT = 2
 _TENSORS, _NUMBERS = "state.safetensors", "state.json"
@@ -72,6 +73,16 @@ class Checkpoints:
         for old in self._all()[:-_KEPT]:
             rmtree(old, ignore_errors=True)
 
+    def save_if_due(self, state: Callable[[], RunState], step: int, last: bool, request: StopRequest) -> None:
+        """Save every so many steps, after the last one, and when a signal asks the run to stop.
+
+        Raises: SystemExit: after such a signal, once it is saved.
+        """
+        if request.signal is not None or last or step % self.every == 0:
+            self.save(state(), step)
+        if request.signal is not None:
+            raise SystemExit(128 + request.signal)
+
     def load(self) -> RunState | None:
         """Return the newest checkpoint that is sound, or None where there is none; say which were not."""
         for folder in reversed(self._all()):
@@ -85,8 +96,8 @@ class Checkpoints:
         return None
 
     @contextmanager
-    def held(self) -> Iterator[None]:
-        """Own the folder; the lock goes with the process, however that ends.
+    def held(self) -> Iterator[StopRequest]:
+        """Own the folder, and note SIGINT and SIGTERM; the lock goes with the process, however that ends.
 
         Raises: TrainingError: when another run owns it.
         """
@@ -97,7 +108,8 @@ class Checkpoints:
                     f"Another run is training in {str(self.folder)!r}. A folder serves one run at a time. "
                     "Wait for it, or name another folder."
                 )
-            yield
+            with noted_signals() as request:
+                yield request
 
     def _all(self) -> list[Path]:
         return sorted(self.folder.glob("step-*"))

@@ -35,7 +35,7 @@ from hfsae.train.calibration import measure
 from hfsae.train.checkpoints import Checkpoints, RunState, refuse_changes
 from hfsae.train.config import check_count, check_positive
 from hfsae.train.schedules import learning_rate_factor
-from hfsae.train.signals import StopRequest, noted_signals
+from hfsae.train.signals import StopRequest
 
 _RATE = 5e-5
 _MEASURED = 16_384
@@ -88,22 +88,20 @@ def finetune(  # noqa: PLR0913 - as hfsae.train
     steps = math.ceil(tokens / (batch_size * context))
     rules = {"tokenizer": tokenizer, "batch_size": batch_size, "context": context}
     stream = _endless(open_source(data, seed), rules, model)
-    settings = {"dictionary": sae.id, "tokens": tokens, "learning_rate": learning_rate, "seed": seed}
+    numbers = {"tokens": tokens, "learning_rate": learning_rate, "batch_size": batch_size, "context": context}
     checkpoints = None if folder is None else Checkpoints(Path(folder), max(steps // _CHECKPOINTS, 1))
     with ExitStack() as stack:
-        request = StopRequest()
-        if checkpoints is not None:
-            stack.enter_context(checkpoints.held())
-            request = stack.enter_context(noted_signals())
+        request = StopRequest() if checkpoints is None else stack.enter_context(checkpoints.held())
         attachment = stack.enter_context(attach(model, sae=tuned, name="sae_in_training", force=True))
         stack.enter_context(at_rest(model))
         tuning = _Tuning(attachment, tuned, learning_rate, steps)
-        keeper = _Keeper(checkpoints, request, {**settings, "batch_size": batch_size, "context": context})
-        keeper.resume(tuning)
+        if checkpoints is not None:
+            tuning.resume(checkpoints, {"dictionary": sae.id, "seed": seed, **numbers})
         left = islice(stream, tuning.done, steps)
         for batch in tqdm(left, total=steps, initial=tuning.done, desc="finetune", disable=None if progress else True):
             tuning.step(batch)
-            keeper.save_if_due(tuning)
+            if checkpoints is not None:
+                checkpoints.save_if_due(tuning.state, tuning.done, tuning.done == steps, request)
     tuned.statistics = measure(tuned, tuning.last)
     return tuned
 
@@ -114,6 +112,7 @@ class _Tuning:
     def __init__(self, attachment: Attachment, sae: SAE, rate: float, steps: int) -> None:
         self.attachment, self.sae, self.rate, self.steps = attachment, sae, rate, steps
         self.done = 0
+        self.settings: dict[str, Any] = {}
         self.last: list[Tensor] = []
         self.weights = [p for name, p in sae.named_parameters() if name != "threshold"]
         self.lengths = sae.W_dec.detach().norm(dim=1, keepdim=True)
@@ -151,15 +150,23 @@ class _Tuning:
             self.last.pop(0)
 
     def state(self) -> RunState:
-        """Return all that `restore` needs to go on exactly from here."""
+        """Return all that `resume` needs to go on exactly from here."""
         tensors = dict(self.sae.state_dict())
         for place, weight in enumerate(self.weights):
             tensors |= {f"optimizer.{place}.{key}": value for key, value in self.optimizer.state[weight].items()}
         tensors |= {f"last.{place}": part for place, part in enumerate(self.last)}
-        return RunState(tensors, {"done": self.done})
+        return RunState(tensors, {"done": self.done, "settings": self.settings})
 
-    def restore(self, state: RunState) -> None:
-        """Go on where `state` was called."""
+    def resume(self, checkpoints: Checkpoints, settings: dict[str, Any]) -> None:
+        """Go on where the last checkpoint stands, if there is one.
+
+        Raises: TrainingError: when it began with other settings, naming each.
+        """
+        self.settings = settings
+        state = checkpoints.load()
+        if state is None:
+            return
+        refuse_changes(state.numbers["settings"], settings, checkpoints.folder)
         device = self.sae.W_dec.device
         self.sae.load_state_dict({name: state.tensors[name] for name in self.sae.state_dict()})
         for place, weight in enumerate(self.weights):
@@ -179,31 +186,6 @@ class _Tuning:
         self.optimizer.zero_grad()
         self.sae.W_dec.mul_(self.lengths / self.sae.W_dec.norm(dim=1, keepdim=True).clamp(min=1e-8))
         self.done += 1
-
-
-class _Keeper:
-    """What saves a fine-tuning, and goes on from what was saved; nothing where there is no folder."""
-
-    def __init__(self, checkpoints: Checkpoints | None, request: StopRequest, settings: dict[str, Any]) -> None:
-        self.checkpoints, self.request, self.settings = checkpoints, request, settings
-
-    def resume(self, tuning: _Tuning) -> None:
-        """Bring it to where the last checkpoint stands, if there is one."""
-        saved = None if self.checkpoints is None else self.checkpoints.load()
-        if self.checkpoints is not None and saved is not None:
-            refuse_changes(saved.numbers["settings"], self.settings, self.checkpoints.folder)
-            tuning.restore(saved)
-
-    def save_if_due(self, tuning: _Tuning) -> None:
-        """Save every so many steps, at the end, and when a signal asks the process to stop."""
-        if self.checkpoints is None:
-            return
-        stopped = self.request.signal
-        if stopped is not None or tuning.done % self.checkpoints.every == 0 or tuning.done == tuning.steps:
-            state = tuning.state()
-            self.checkpoints.save(RunState(state.tensors, {**state.numbers, "settings": self.settings}), tuning.done)
-        if stopped is not None:
-            raise SystemExit(128 + stopped)
 
 
 def _endless(source: Source, rules: dict[str, Any], model: Any) -> Iterator[TokenBatch]:

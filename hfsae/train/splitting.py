@@ -28,6 +28,7 @@ from hfsae.train.recipe import Recipe
 _ITERATIONS = 4
 _LEAST_FIRINGS = 20
 _LARGEST_KURTOSIS = 2.5
+"""Of two heaps; at 3, rows of rare features were split for nothing."""
 _LEAST_VARIANCE = 3.0
 """Variance of the error along the direction found, as a multiple of that along any direction."""
 

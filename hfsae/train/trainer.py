@@ -29,7 +29,7 @@ from hfsae.train.initial import initialise, scale_of
 from hfsae.train.memory import memory_explained
 from hfsae.train.recipe import Shape, Terms
 from hfsae.train.resume import restore, run_state
-from hfsae.train.signals import StopRequest, noted_signals
+from hfsae.train.signals import StopRequest
 from hfsae.train.splicing import SpliceProbe
 from hfsae.train.splitting import two_heaps
 from hfsae.train.stepping import Stepper
@@ -99,8 +99,7 @@ class Trainer:
         with ExitStack() as stack:
             request = StopRequest()
             if self.checkpoints is not None:
-                stack.enter_context(self.checkpoints.held())
-                request = stack.enter_context(noted_signals())
+                request = stack.enter_context(self.checkpoints.held())
             self._start()
             for callback in self.callbacks:
                 callback.on_start(self.config, self.tokens)
@@ -233,13 +232,9 @@ class Trainer:
             yield rows
 
     def _save_if_due(self, request: StopRequest) -> None:
-        if self.checkpoints is None:
-            return
-        stopped = request.signal is not None
-        if stopped or self.step % self.checkpoints.every == 0 or self.step == self.config.steps:
-            self.checkpoints.save(run_state(self), self.step)
-        if request.signal is not None:
-            raise SystemExit(128 + request.signal)
+        if self.checkpoints is not None:
+            last = self.step == self.config.steps
+            self.checkpoints.save_if_due(lambda: run_state(self), self.step, last, request)
 
     def _provenance(self) -> dict[str, Any]:
         return {**self.ring.rows.describe(), "tokens": self.tokens, "steps": self.step, "config": self.config.to_dict()}
