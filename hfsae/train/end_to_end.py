@@ -87,7 +87,7 @@ def finetune(  # noqa: PLR0913 - as hfsae.train
     tuned.labels = dict(sae.labels)
     steps = math.ceil(tokens / (batch_size * context))
     rules = {"tokenizer": tokenizer, "batch_size": batch_size, "context": context}
-    stream = _endless(open_source(data, seed), rules, model)
+    source = open_source(data, seed)
     numbers = {"tokens": tokens, "learning_rate": learning_rate, "batch_size": batch_size, "context": context}
     checkpoints = None if folder is None else Checkpoints(Path(folder), max(steps // _CHECKPOINTS, 1))
     with ExitStack() as stack:
@@ -96,8 +96,8 @@ def finetune(  # noqa: PLR0913 - as hfsae.train
         stack.enter_context(at_rest(model))
         tuning = _Tuning(attachment, tuned, learning_rate, steps)
         if checkpoints is not None:
-            tuning.resume(checkpoints, {"dictionary": sae.id, "seed": seed, **numbers})
-        left = islice(stream, tuning.done, steps)
+            tuning.resume(checkpoints, {"dictionary": sae.id, "seed": seed, **source.describe(), **numbers})
+        left = islice(_endless(source, rules, model), tuning.done, steps)
         for batch in tqdm(left, total=steps, initial=tuning.done, desc="finetune", disable=None if progress else True):
             tuning.step(batch)
             if checkpoints is not None:
