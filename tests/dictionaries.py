@@ -86,15 +86,19 @@ def _features(sae: SAE, read: Tensor, p: dict[str, Tensor]) -> Tensor:
         return z.relu() * (z > p.get("threshold", torch.zeros(1)))
     if kind == "topk":
         return _largest(z, k)
+    floor = p["threshold"].clamp(min=0)
     if sae.config.architecture == "refined_topk":
-        first, candidates = _largest(z, k), _largest(z, 4 * k) > 0
-        along = (read - first @ p["W_dec"]) @ p["W_dec"].T
-        return _largest((first + along).relu() * candidates, k)
-    f, residual = torch.zeros_like(z), read
+        candidates, f = z >= z.topk(k, dim=-1).values[..., -1:], z.relu()
+        for _ in range(2):
+            code = _largest(f * candidates, k // 4)
+            f = code + (read - code @ p["W_dec"]) @ p["W_dec"].T
+        return f * candidates * (f > floor)
+    f, residual, goes_on = torch.zeros_like(z), read, torch.ones_like(z[..., :1])
     for _ in range(k):
-        value, index = (residual @ p["W_enc"].T + p["b_enc"]).relu().max(dim=-1, keepdim=True)
-        f = f.scatter_add(-1, index, value)
-        residual = residual - value * p["W_dec"][index.squeeze(-1)]
+        value, index = (residual @ p["W_enc"].T + p["b_enc"]).max(dim=-1, keepdim=True)
+        goes_on = goes_on * (value > floor[index])
+        f = f.scatter_add(-1, index, value * goes_on)
+        residual = residual - value * goes_on * p["W_dec"][index.squeeze(-1)]
     return f
 
 

@@ -40,7 +40,7 @@ def test_every_architecture_has_a_recipe():
     assert set(RECIPES) == set(ARCHITECTURES)
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "matching_pursuit"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_train_explains_a_known_world_at_the_l0_asked_for(architecture, x):
     sae = train(activations=x, config=TrainConfig(architecture=architecture, **SHORT), progress=False)
     fresh = WORLD.sample(4096, torch.Generator().manual_seed(8))[0]
@@ -56,9 +56,13 @@ def test_train_finds_the_true_features(x):
     assert (cosines.amax(1) > 0.9).float().mean() > 0.7
 
 
-def test_train_by_matching_pursuit_runs(x):
-    sae = train(activations=x, config=quick(architecture="matching_pursuit"), progress=False)
-    assert fvu(sae, x[:1000]) < 0.8
+@pytest.mark.parametrize("architecture", [name for name, row in ARCHITECTURES.items() if row.kind == "sequential"])
+def test_sequential_codes_give_tokens_as_many_features_as_they_need(architecture, x):
+    sae = train(activations=x, config=TrainConfig(architecture=architecture, **SHORT), progress=False)
+    assert sae.config.k == 4 * SHORT["k"]
+    fired, norms = sae.encode_sparse(x[:4096]).l0(), x[:4096].norm(dim=1)
+    assert fired.max() <= sae.config.k
+    assert fired[norms > norms.median()].float().mean() > fired[norms < norms.median()].float().mean() + 0.5
 
 
 @pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
@@ -200,7 +204,7 @@ def test_dead_features_that_are_silent_on_all_tokens_are_woken():
     assert recipe.W_enc.grad[4].norm() == 0
 
 
-@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name not in ("topk", "matching_pursuit")])
+@pytest.mark.parametrize("architecture", [name for name in ARCHITECTURES if name != "topk"])
 def test_settling_keeps_what_fires_at_the_l0_that_was_there(architecture, x):
     recipe = RECIPES[architecture](Shape(24, 64, 24), TrainConfig(d_sae=64, k=3, architecture=architecture))
     sample = x[:2048] / x.square().sum(1).mean().sqrt()

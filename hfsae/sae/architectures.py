@@ -5,7 +5,7 @@ At inference there are three kinds, and every architecture is one of them:
 1. `thresholded`: f_i = z_i where z_i > max(threshold_i, 0), else 0. ReLU is a threshold of 0; BatchTopK and Matryoshka
    use the threshold found in training; a gated encoder folds into one threshold per feature (`hfsae.sae.folding`).
 2. `topk`: the k largest z of each token, where they are above 0.
-3. `sequential`: features chosen on what earlier ones left over, one at a time or once more.
+3. `sequential`: features chosen on what others left over, at most k of them, where they exceed a threshold.
 
 A new architecture of a known kind is a new row here.
 """
@@ -28,6 +28,8 @@ class Architecture:
     """It holds a parameter `threshold [d_sae]`."""
     needs_k: bool = False
     """k is part of what it computes; elsewhere k only records how it was trained."""
+    spare: int = 1
+    """k, in a trained one, as a multiple of the features meant to fire: room for tokens that have more to say."""
     transcodes: bool = True
     """It may write elsewhere than it reads."""
     nested: bool = False
@@ -58,14 +60,18 @@ _ROWS = (
     Architecture(
         name="matching_pursuit",
         kind="sequential",
+        has_threshold=True,
         needs_k=True,
+        spare=4,
         transcodes=False,
         source="Costa et al. 2025, arXiv:2506.03093",
     ),
     Architecture(
         name="refined_topk",
         kind="sequential",
+        has_threshold=True,
         needs_k=True,
+        spare=4,
         transcodes=False,
         source="ours, by Blumensath and Davies 2009, Iterative hard thresholding for compressed sensing",
     ),

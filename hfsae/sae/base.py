@@ -261,7 +261,7 @@ def _is_abstract(x: Tensor) -> bool:
 
 def _abstract_codes(coder: SparseCoder, x: Tensor) -> SparseFeatures:
     leading, d_sae = tuple(x.shape[:-1]), coder.config.d_sae
-    if coder.kind != "thresholded":
+    if coder.kind == "topk":
         values = x.new_empty(*leading, coder.config.k or 1)
         return SparseFeatures(values, values.long(), d_sae, None, leading)
     offsets = x.new_zeros(math.prod(leading) + 1, dtype=torch.int64)

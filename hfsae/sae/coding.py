@@ -16,7 +16,8 @@ from hfsae.sae.pursuit import matching_pursuit
 from hfsae.sae.refining import refined_topk
 
 _TOKENS_AT_ONCE = 2048
-_SEQUENTIAL = {"matching_pursuit": matching_pursuit, "refined_topk": refined_topk}
+SEQUENTIAL = {"matching_pursuit": matching_pursuit, "refined_topk": refined_topk}
+"""How architectures encode whose features are chosen on what others left over."""
 _EPS = 1e-5  # of layer norm: added to the standard deviation, outside the root, as OpenAI's dictionaries have it
 
 
@@ -111,7 +112,8 @@ def encode_flat(w: Weights, x: Tensor) -> Codes:
         return Codes(*threshold_scan(x, w.W_enc, w.b_enc, w.threshold))
     if kind == "topk":
         return Codes(*topk_scan(x, w.W_enc, w.b_enc, k), None)
-    return Codes(*_SEQUENTIAL[w.config.architecture](x, w.W_enc, w.b_enc, w.W_dec, k), None)
+    assert w.threshold is not None
+    return Codes(*SEQUENTIAL[w.config.architecture](x, w.W_enc, w.b_enc, w.W_dec, k, w.threshold))
 
 
 def decode_flat(w: Weights, codes: Codes) -> Tensor:

@@ -47,7 +47,8 @@ class SAEConfig:
     d_out: int | None = None
     """Width of the activations it writes, in a transcoder; None writes what it reads."""
     k: int | None = None
-    """Most features kept per token (topk, refined_topk, matching_pursuit); elsewhere the mean L0 it was trained for."""
+    """Most features kept per token (topk, and with room to spare refined_topk and matching_pursuit, which stop at a
+    threshold); elsewhere the mean L0 it was trained for."""
     b_pre: Literal["tied", "own", "none"] = "tied"
     """What the encoder subtracts from x: b_dec, a parameter of its own, or nothing."""
     normalize: Literal["none", "scale", "layer_norm"] = "none"

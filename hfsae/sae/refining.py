@@ -1,38 +1,58 @@
-"""Refined TopK: the k features of a token, chosen once more after a look at what the first choice left over.
+"""Refined TopK: the strongest features of a token, weighed again by what a first code of them leaves over.
 
-1. The 4k largest pre-activations are candidates; the first k of them are a first code.
-2. Each candidate takes in what lies along its decoder row of what that code leaves over: one step of iterative hard
+1. The k largest pre-activations are candidates; the strongest of them, one in so many, are a first code.
+2. Each candidate takes in what lies along its decoder row of what the code leaves over: a step of iterative hard
    thresholding. What only looked strong, for lying near something that fires, loses; what was hidden gains.
-3. The k largest of the candidates are the code.
+3. As many of the strongest candidates are the next code; repeat from 2 once. The last time, all candidates above their
+   threshold are the code.
 
-It reads d_sae rows once, as TopK does; matching pursuit reads them k times.
+It reads d_sae rows once, as TopK does; matching pursuit reads them for each pick.
 """
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from hfsae.sae.architectures import ARCHITECTURES
 from hfsae.sae.kernels import gather_decode, preactivations_at, products_at, topk_scan
+from hfsae.sae.pursuit import above, by_token
 from hfsae.shapes import DecoderWeight, EncoderWeight, FeatureVector, FlatActivation
 
-_CANDIDATES = 4
-"""Candidates of a token, as a multiple of k; with many more, features that lie close together gain all at once."""
+_STEPS = 2
+_CANDIDATES = ARCHITECTURES["refined_topk"].spare
+"""For each feature of a first code; with many more, features that lie close together gain all at once."""
 
 
 def refined_topk(
-    x: FlatActivation, W_enc: EncoderWeight, bias: FeatureVector, W_dec: DecoderWeight, k: int
-) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
-    """Return the values and the features of each token's refined code, 0 where a slot did not fire.
+    x: FlatActivation,
+    W_enc: EncoderWeight,
+    bias: FeatureVector,
+    W_dec: DecoderWeight,
+    k: int,
+    threshold: FeatureVector,
+) -> tuple[Float[Tensor, "nnz"], Int[Tensor, "nnz"], Int[Tensor, "offsets"]]:
+    """Return the values and the features of each token's refined code, at most k, and where each token's begin.
 
-    Shape: x: ``[tokens, d_in]``, centred. returns: ``[tokens, k]`` each.
+    Shape: x: ``[tokens, d_in]``, centred. returns: values, indices ``[nnz]``, by token then feature; offsets
+        ``[tokens + 1]``.
     Source: the step is that of Blumensath and Davies 2009, "Iterative hard thresholding for compressed sensing".
     """
-    values, indices = topk_scan(x, W_enc, bias, min(_CANDIDATES * k, len(W_enc)))
-    first = torch.cat([values[:, :k], torch.zeros_like(values[:, k:])], dim=1)
-    left = x - gather_decode(first, indices, W_dec, None)
+    values, indices = topk_scan(x, W_enc, bias, k)
+    for _ in range(_STEPS):
+        values = _refined(_strongest(values, max(k // _CANDIDATES, 1)), indices, x, W_dec)
+    tokens, places = above(values, threshold[indices]).nonzero(as_tuple=True)
+    return by_token(values[tokens, places], indices[tokens, places], tokens, (len(x), len(W_enc)))
+
+
+def _strongest(values: Tensor, count: int) -> Tensor:
+    kept, places = values.relu().topk(count, dim=1)
+    return torch.zeros_like(values).scatter(1, places, kept)
+
+
+def _refined(code: Tensor, indices: Tensor, x: Tensor, W_dec: Tensor) -> Tensor:
+    """Return the code with what lies along each candidate's row of what it leaves over."""
+    left = x - gather_decode(code, indices, W_dec, None)
     with torch.no_grad():
         starts = torch.arange(len(x) + 1, device=x.device) * indices.shape[1]
         along = products_at(left, W_dec, indices.flatten(), starts).view(indices.shape)
-    along = preactivations_at(left, W_dec, torch.zeros_like(bias), along, indices)
-    values, places = (first + along).relu().topk(k, dim=1)
-    return values, indices.gather(1, places)
+    return code + preactivations_at(left, W_dec, W_dec.new_zeros(len(W_dec)), along, indices)

@@ -13,6 +13,7 @@ from hfsae.data.sources import open_source
 from hfsae.data.store import ActivationStore
 from hfsae.dictionary import SAE
 from hfsae.errors import InvalidType, InvalidValue, Mismatch
+from hfsae.sae.architectures import ARCHITECTURES
 from hfsae.sae.config import SAEConfig
 from hfsae.sites import Point, base_model_id, resolve
 from hfsae.train.callbacks import Callback, ProgressBar
@@ -221,7 +222,8 @@ def _place(config: TrainConfig, d_in: int, **fields: Any) -> SAEConfig:
     d_sae = config.features(d_in)
     if config.architecture == "matryoshka":
         fields["group_sizes"] = tuple(config.recipe.get("group_sizes") or default_groups(d_sae))
-    return SAEConfig(architecture=config.architecture, d_in=d_in, d_sae=d_sae, k=config.whole_k, **fields)
+    k = min(config.whole_k * ARCHITECTURES[config.architecture].spare, d_sae)
+    return SAEConfig(architecture=config.architecture, d_in=d_in, d_sae=d_sae, k=k, **fields)
 
 
 def _check_start(init_from: SAE | None, place: SAEConfig) -> None:

@@ -63,8 +63,14 @@ def threshold_for(tensors: dict[str, Tensor], x: Float[Tensor, "sample d_in"], l
     centre = tensors["b_pre"] if "b_pre" in tensors else tensors["b_dec"]
     slots = min(round(_SLOTS * l0), len(tensors["W_enc"]))
     values, _ = topk_scan(x - centre, tensors["W_enc"], tensors["b_enc"], slots)
-    kept = min(round(l0 * len(x)), values.numel() - 1)
-    return values.flatten().topk(kept + 1).values[-1]
+    return nth_largest(values.flatten(), l0 * len(x))
+
+
+def nth_largest(values: Float[Tensor, "n"], count: float) -> Float[Tensor, ""]:
+    """Return the value above which so many of them lie; 0 where there are none."""
+    if not len(values):
+        return values.new_zeros(())
+    return values.topk(min(round(count), len(values) - 1) + 1).values[-1]
 
 
 @torch.no_grad()

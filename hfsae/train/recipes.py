@@ -9,12 +9,16 @@ from torch.nn import functional
 
 from hfsae.errors import InvalidValue
 from hfsae.sae import losses
-from hfsae.sae.coding import Codes
+from hfsae.sae.architectures import ARCHITECTURES
+from hfsae.sae.coding import SEQUENTIAL, Codes
 from hfsae.sae.kernels import gather_decode
-from hfsae.sae.pursuit import matching_pursuit
-from hfsae.sae.refining import refined_topk
+from hfsae.sae.pursuit import picks
+from hfsae.train.calibration import nth_largest
 from hfsae.train.config import TrainConfig
 from hfsae.train.recipe import Moment, Recipe, Shape, Terms
+
+_PURSUED = 2048
+"""Tokens on which matching pursuit's threshold is found: there it makes all its picks, more than ever else."""
 
 
 class TopK(Recipe):
@@ -72,37 +76,73 @@ class Matryoshka(BatchTopK):
         return terms
 
 
-class MatchingPursuit(Recipe):
-    """k features, each picked on what the earlier ones left over.
-
-    Source: Costa et al. 2025, arXiv:2506.03093. The start as TopK is ours: k times as fast.
-    """
+class Sequential(Recipe):
+    """Features chosen on what others left over, those above one threshold, which a controller holds where k fire."""
 
     start = 0.8
+    controlled = True
+    calibrated = True
 
-    def own_codes(self, x: Tensor) -> Codes:
-        """Return the picks, one slot for each feature."""
-        return Codes(*matching_pursuit(self.centred(x), self.W_enc, self.b_enc, self.W_dec, self.whole_k), None)
+    def __init__(self, shape: Shape, config: TrainConfig) -> None:
+        super().__init__(shape, config)
+        self._encode = SEQUENTIAL[config.architecture]
+        self._most = min(config.whole_k * ARCHITECTURES[config.architecture].spare, shape.d_sae)
+
+    def own_terms(self, x: Tensor, y: Tensor, moment: Moment) -> Terms:
+        """Return the terms of a batch; the coefficient is the threshold."""
+        return self.sparse_terms(self._codes(x, torch.as_tensor(moment.coefficient)), x, y)
+
+    @torch.no_grad()
+    def settle(self, x: Tensor) -> float:
+        """Return the threshold to begin with."""
+        return float(self.threshold_now(x))
+
+    def threshold_now(self, x: Tensor) -> Tensor:
+        """Return the threshold above which as many features fire on a batch as are wanted: an exact quantile."""
+        return nth_largest(self._codes(x, torch.zeros(())).values, self.k * len(x))
+
+    def _codes(self, x: Tensor, threshold: Tensor) -> Codes:
+        return Codes(*self._encode(*self._given(x, threshold)))
+
+    def _given(self, x: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, int, Tensor]:
+        """Return what sequential encoders take."""
+        floor = threshold.to(x).expand(self.shape.d_sae)
+        return self.centred(x), self.W_enc, self.b_enc, self.W_dec, self._most, floor
+
+
+class MatchingPursuit(Sequential):
+    """Features picked one at a time, each on what the earlier ones left over.
+
+    Source: Costa et al. 2025, arXiv:2506.03093. The start as TopK, which is many times as fast, and the threshold in
+        place of a fixed number of picks are ours.
+    """
 
     @torch.no_grad()
     def settle(self, x: Tensor) -> float:
         """Read along the directions that are written: what a pick takes off is then all there is of it."""
         self.W_enc.copy_(self.W_dec)
         self.b_enc.zero_()
-        return 0.0
+        return super().settle(x)
+
+    @torch.no_grad()
+    def threshold_now(self, x: Tensor) -> Tensor:
+        """Return the threshold; a pick counts while none before it was weaker, and once for each feature."""
+        x = x[:_PURSUED]
+        weakest = x.new_full((len(x),), torch.inf)
+        seen = torch.zeros(len(x), self.shape.d_sae, dtype=torch.bool, device=x.device)
+        counted = []
+        for values, features, tokens in picks(*self._given(x, torch.zeros(()))):
+            weakest[tokens] = torch.minimum(weakest[tokens], values)
+            counted.append(weakest[tokens][~seen[tokens, features]])
+            seen[tokens, features] = True
+        return nth_largest(torch.cat(counted), self.k * len(x))
 
 
-class RefinedTopK(Recipe):
-    """TopK codes, chosen once more after a look at what they leave over.
+class RefinedTopK(Sequential):
+    """TopK codes, weighed again by what they leave over.
 
     Source: ours, by Blumensath and Davies 2009, "Iterative hard thresholding for compressed sensing".
     """
-
-    start = 0.8
-
-    def own_codes(self, x: Tensor) -> Codes:
-        """Return the refined codes, k slots a token."""
-        return Codes(*refined_topk(self.centred(x), self.W_enc, self.b_enc, self.W_dec, self.whole_k), None)
 
 
 class Standard(Recipe):

@@ -21,7 +21,7 @@ from hfsae.data.ring import ShuffleRing
 from hfsae.dictionary import SAE
 from hfsae.errors import HfsaeWarning, TrainingError
 from hfsae.sae.config import SAEConfig
-from hfsae.train.calibration import Scales, measure, threshold_for, unshrunk
+from hfsae.train.calibration import Scales, measure, unshrunk
 from hfsae.train.callbacks import Callback, Figures
 from hfsae.train.checkpoints import Checkpoints
 from hfsae.train.config import TrainConfig
@@ -125,7 +125,7 @@ class Trainer:
             recipe.settle(x)
         tensors = recipe.tensors()
         if recipe.calibrated:
-            tensors["threshold"] = threshold_for(tensors, x, self.config.l0).expand(self.place.d_sae)
+            tensors["threshold"] = recipe.threshold_now(x).expand(self.place.d_sae)
         if recipe.shrinks:
             unshrunk(tensors, x, y)
         sae = SAE(replace(self.place, training=self._provenance()))

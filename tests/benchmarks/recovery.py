@@ -1,11 +1,13 @@
 """How much of known truth the default recipes find: every architecture on every world, nothing tuned.
 
-Run: ``python tests/benchmarks/recovery.py [--worlds uniform zipf] [--architectures topk] [--seeds 0 1 2]``.
+Run: ``python tests/benchmarks/recovery.py [--worlds uniform zipf] [--architectures topk] [--seeds 0 1 2] [--jobs 2]``.
 One line a run, in CPU seconds of one thread; the widths and the batch are those of the figures known of other trainers.
 """
 
 import argparse
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 
 import torch
@@ -42,19 +44,24 @@ def main() -> None:
     parser.add_argument("--architectures", nargs="+", default=list(ARCHITECTURES), choices=ARCHITECTURES)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--jobs", type=int, default=1, help="runs side by side, each in a process of its own")
     chosen = parser.parse_args()
-    torch.set_num_threads(1)
     print(f"{'world':13s}{'architecture':17s}seed  rec90  MMCS     F1     L0    FVU   dead  absorption  CPU s")
-    for name, architecture in product(chosen.worlds, chosen.architectures):
-        runs = [scores(name, architecture, seed, chosen.steps) for seed in chosen.seeds]
-        for seed, run in zip(chosen.seeds, runs, strict=True):
-            line(name, architecture, str(seed), run)
-        if len(runs) > 1:
-            line(name, architecture, "mean", {key: sum(run[key] for run in runs) / len(runs) for key in runs[0]})
+    rows = list(product(chosen.worlds, chosen.architectures))
+    with ProcessPoolExecutor(chosen.jobs, multiprocessing.get_context("spawn")) as pool:
+        waiting = {row: [pool.submit(scores, *row, seed, chosen.steps) for seed in chosen.seeds] for row in rows}
+        for row in rows:
+            runs = []
+            for seed, future in zip(chosen.seeds, waiting[row], strict=True):
+                runs.append(future.result())
+                line(*row, str(seed), runs[-1])
+            if len(runs) > 1:
+                line(*row, "mean", {key: sum(run[key] for run in runs) / len(runs) for key in runs[0]})
 
 
 def scores(name: str, architecture: str, seed: int, steps: int) -> dict[str, float]:
     """Train one dictionary and return its scores."""
+    torch.set_num_threads(1)
     world = World(**WORLDS[name], seed=seed)
     tokens = BATCH * steps
     config = TrainConfig(
