@@ -33,14 +33,15 @@ _DENSE_FROM = 0.05
 
 
 def topk_scan(
-    x: FlatActivation, W_enc: EncoderWeight, bias: FeatureVector, k: int
+    x: FlatActivation, W_enc: EncoderWeight, bias: FeatureVector, k: int, *, ordered: bool = True
 ) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
     """Return the k largest pre-activations of each token, zero where they are not above zero, and their features.
 
-    Shape: x: ``[tokens, d_in]``, dtype of W_enc. returns: values and indices ``[tokens, k]``, largest first.
+    Args: ordered: Largest first; else in any order, which is faster.
+    Shape: x: ``[tokens, d_in]``, dtype of W_enc. returns: values and indices ``[tokens, k]``.
     """
     with torch.no_grad():
-        parts = [_topk_of_tokens(part, W_enc, bias, k) for part in torch.split(x, _TOKENS_PER_TILE)]
+        parts = [_topk_of_tokens(part, W_enc, bias, k, ordered) for part in torch.split(x, _TOKENS_PER_TILE)]
         values = torch.cat([v for v, _ in parts]) if parts else x.new_zeros(0, k)
         indices = torch.cat([i for _, i in parts]) if parts else x.new_zeros(0, k, dtype=torch.int64)
     if _needs_grad(x, W_enc, bias):
@@ -89,21 +90,23 @@ def gather_decode(
     return out if bias is None else out + bias
 
 
-def preactivations_at(
+def preactivations_at(  # noqa: PLR0913 - the pre-activations, and all they are made of
     x: FlatActivation,
     W_enc: EncoderWeight,
     bias: FeatureVector,
     values: Tensor,
     indices: Tensor,
     offsets: Tensor | None = None,
+    centre: Float[Tensor, "d_in"] | None = None,
 ) -> Tensor:
-    """Return ``values`` as the differentiable pre-activations of those features that they are.
+    """Return ``values`` as the differentiable pre-activations of those features that they are, on x less its centre.
 
-    A value of 0 stands for a feature that did not fire and passes no gradient.
+    A value of 0 stands for a feature that did not fire and passes no gradient. The centre's own gradient takes one
+    product with W_enc, and x less it is not kept.
     """
     if offsets is None:
         offsets = torch.arange(len(values) + 1, device=values.device) * values.shape[1]
-    flat = _Selected.apply(x, W_enc, bias, values.flatten(), indices.flatten(), offsets)  # type: ignore[no-untyped-call]
+    flat = _Selected.apply(x, W_enc, bias, centre, values.flatten(), indices.flatten(), offsets)  # type: ignore[no-untyped-call]
     return flat.view(values.shape)  # type: ignore[no-any-return]
 
 
@@ -165,24 +168,27 @@ class _GatherDecode(torch.autograd.Function):
 
 class _Selected(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, W_enc, bias, values, indices, offsets):  # type: ignore[no-untyped-def]  # noqa: PLR0913
-        ctx.save_for_backward(x, W_enc, values, indices, offsets)
+    def forward(ctx, x, W_enc, bias, centre, values, indices, offsets):  # type: ignore[no-untyped-def]  # noqa: PLR0913
+        ctx.save_for_backward(x, W_enc, centre, values, indices, offsets)
         return values.clone()
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, W_enc, values, indices, offsets = ctx.saved_tensors
+        x, W_enc, centre, values, indices, offsets = ctx.saved_tensors
         grad = grad * (values != 0)
-        d_x = d_weight = d_bias = None
+        d_x = d_weight = d_centre = None
+        d_bias = grad.new_zeros(len(W_enc)).index_add(0, indices, grad)
         if ctx.needs_input_grad[0]:
             d_x = _weighted_bags(W_enc, indices, offsets, grad)
         if ctx.needs_input_grad[1]:
             tokens = token_of_entry(offsets, len(indices))
             d_weight = sparse_weight_gradient(grad, indices, tokens, x, len(W_enc))
-        if ctx.needs_input_grad[2]:
-            d_bias = grad.new_zeros(len(W_enc)).index_add(0, indices, grad)
-        return d_x, d_weight, d_bias, None, None, None
+            if centre is not None:
+                d_weight.addr_(d_bias, centre, alpha=-1)
+        if ctx.needs_input_grad[3]:
+            d_centre = -(d_bias @ W_enc)
+        return d_x, d_weight, d_bias, d_centre, None, None, None
 
 
 def _weighted_bags(weight: Tensor, indices: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
@@ -220,26 +226,26 @@ def _tiles(tokens: int, d_sae: int, itemsize: int) -> Iterator[slice]:
     return (slice(start, min(start + width, d_sae)) for start in range(0, d_sae, width))
 
 
-def _topk_of_tokens(x: Tensor, W_enc: Tensor, bias: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _topk_of_tokens(x: Tensor, W_enc: Tensor, bias: Tensor, k: int, ordered: bool) -> tuple[Tensor, Tensor]:
     best: tuple[Tensor, Tensor] | None = None
     for tile in _tiles(len(x), len(W_enc), W_enc.element_size()):
         z = affine(x, W_enc[tile], bias[tile])
-        values, indices = _top(z, min(k, z.shape[1]))
+        values, indices = _top(z, min(k, z.shape[1]), ordered)
         indices = indices + tile.start
         if best is not None:
             values, indices = torch.cat([best[0], values], 1), torch.cat([best[1], indices], 1)
-            values, place = values.topk(min(k, values.shape[1]), dim=1)
+            values, place = values.topk(min(k, values.shape[1]), dim=1, sorted=ordered)
             indices = indices.gather(1, place)
         best = values, indices
     assert best is not None
     return best[0].relu(), best[1]
 
 
-def _top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _top(z: Tensor, k: int, ordered: bool) -> tuple[Tensor, Tensor]:
     """Exact top-k in two stages: the k groups with the largest maxima, then the k largest entries of those."""
     size = _group_size(z.shape[1], k)
     if size == 1:
-        return tuple(z.topk(k, dim=1))  # type: ignore[return-value]
+        return tuple(z.topk(k, dim=1, sorted=ordered))  # type: ignore[return-value]
     groups = z.shape[1] // size
     maxima = z[:, : groups * size].view(len(z), size, groups).amax(1)
     chosen = maxima.topk(k, dim=1, sorted=False).indices
@@ -248,7 +254,7 @@ def _top(z: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if groups * size < z.shape[1]:
         rest = torch.arange(groups * size, z.shape[1], device=z.device)
         places = torch.cat([places, rest.expand(len(z), -1)], 1)
-    values, order = z.gather(1, places).topk(k, dim=1)
+    values, order = z.gather(1, places).topk(k, dim=1, sorted=ordered)
     return values, places.gather(1, order)
 
 

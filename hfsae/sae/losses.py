@@ -22,7 +22,14 @@ def reconstruction(
         >>> reconstruction(torch.zeros_like(x), x, torch.tensor(1.0))
         tensor(1.)
     """
-    return (x_hat - x).square().sum(-1).mean() / variance
+    return compared(x_hat, x, variance)[0]
+
+
+def compared(
+    x_hat: Float[Tensor, "batch d"], x: Float[Tensor, "batch d"], variance: Float[Tensor, ""]
+) -> tuple[Float[Tensor, ""], Float[Tensor, "batch d"]]:
+    """Return the FVU of the batch, and what is left over, without a gradient: the one thing kept for going back."""
+    return _Compared.apply(x_hat, x, variance)  # type: ignore[no-untyped-call,no-any-return]
 
 
 def dead_reconstruction(e_hat: Float[Tensor, "batch d"], error: Float[Tensor, "batch d"]) -> Float[Tensor, ""]:
@@ -83,6 +90,22 @@ def jumprelu(
     """
     f: Tensor = _Jump.apply(z, threshold, bandwidth, to_input)  # type: ignore[no-untyped-call]
     return f
+
+
+class _Compared(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x_hat: Tensor, x: Tensor, variance: Tensor) -> tuple[Tensor, Tensor]:
+        error = x - x_hat
+        ctx.save_for_backward(error, variance)
+        ctx.mark_non_differentiable(error)
+        return torch.dot(error.flatten(), error.flatten()) / (len(error) * variance), error
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: FunctionCtx, grad: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        error, variance = ctx.saved_tensors  # type: ignore[attr-defined]
+        to_x_hat = error * (-2 * grad / (len(error) * variance))
+        return to_x_hat, -to_x_hat if ctx.needs_input_grad[1] else None, None  # type: ignore[attr-defined]
 
 
 class _Step(torch.autograd.Function):

@@ -135,48 +135,59 @@ class Recipe(nn.Module):
         """Return the parameters that hold a row, or a number, for each feature."""
         return [getattr(self, name) for name in ("W_enc", "b_enc", "W_dec", *self.more)]
 
+    @property
+    def centre(self) -> nn.Parameter:
+        """What the encoder subtracts: b_dec where it writes what it reads, else a bias of its own."""
+        return self.b_dec if self.b_pre is None else self.b_pre
+
     def centred(self, x: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-        """Return x less what the encoder subtracts: b_dec where it writes what it reads, else a bias of its own."""
-        return x - (self.b_dec if self.b_pre is None else self.b_pre)
+        """Return x less what the encoder subtracts."""
+        return x - self.centre
 
     def strongest(self, x: Float[Tensor, "batch d_in"], k: int) -> Codes:
         """Return the k largest pre-activations of each token, 0 where they are not above 0, and their features.
 
         On CPUs with bf16 units a scan in bf16 makes a shortlist, which is scored and cut in fp32: half the time.
         """
-        centred = self.centred(x)
-        if not _scans_in_bf16(self.W_enc):
-            return Codes(*topk_scan(centred, self.W_enc, self.b_enc, k), None)
         with torch.no_grad():
-            slots = min(_with_spare(k), self.shape.d_sae)
-            _, shortlist = self._scan(centred, slots)
-            starts = torch.arange(0, len(x) * slots + 1, slots)
-            z = products_at(centred, self.W_enc, shortlist.flatten(), starts).view(-1, slots) + self.b_enc[shortlist]
-            values, places = z.relu().topk(k, dim=1, sorted=False)
-            indices = shortlist.gather(1, places)
-        return Codes(preactivations_at(centred, self.W_enc, self.b_enc, values, indices), indices, None)
+            centred, spared = self.centred(x), _scans_in_bf16(self.W_enc)
+            slots = min(_with_spare(k), self.shape.d_sae) if spared else k
+            values, indices = self._scan(centred, slots)
+            if spared:
+                starts = torch.arange(0, len(x) * slots + 1, slots)
+                z = products_at(centred, self.W_enc, indices.flatten(), starts).view(-1, slots) + self.b_enc[indices]
+                values, places = z.relu().topk(k, dim=1, sorted=False)
+                indices = indices.gather(1, places)
+        return Codes(self._selected(x, values, indices), indices, None)
 
     def competing(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Return the largest pre-activations of the whole batch, k a token on average, and their features."""
-        centred, slots = self.centred(x), min(round(_SHORTLIST * self.k), self.shape.d_sae)
+        slots = min(round(_SHORTLIST * self.k), self.shape.d_sae)
         kept = min(round(self.k * len(x)), len(x) * slots)
         with torch.no_grad():
-            tokens = torch.arange(len(x), device=x.device).repeat_interleave(slots)
+            centred = self.centred(x)
             values, indices = (found.flatten() for found in self._scan(centred, slots))
-            if values.dtype != centred.dtype:
-                values, indices, tokens = _largest(values, indices, tokens, min(_with_spare(kept), len(tokens)))
+            rough = values.dtype != centred.dtype
+            places = _largest(values, min(_with_spare(kept), len(values)) if rough else kept)
+            values, indices, tokens = values[places], indices[places], places // slots
+            if rough:
                 z = products_at(centred, self.W_enc, indices, _starts(tokens, len(x)))
-                values = (z + self.b_enc[indices]).relu()
-            values, indices, tokens = _largest(values, indices, tokens, kept)
+                values = z.add_(self.b_enc[indices]).relu_()
+                places = _largest(values, kept)
+                values, indices, tokens = values[places], indices[places], tokens[places]
             offsets = _starts(tokens, len(x))
-        return Codes(preactivations_at(centred, self.W_enc, self.b_enc, values, indices, offsets), indices, offsets)
+        return Codes(self._selected(x, values, indices, offsets), indices, offsets)
+
+    def _selected(self, x: Tensor, values: Tensor, indices: Tensor, offsets: Tensor | None = None) -> Tensor:
+        """Return the values as pre-activations that weights learn from."""
+        return preactivations_at(x, self.W_enc, self.b_enc, values, indices, offsets, self.centre)
 
     def _scan(self, centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """Return about the k largest pre-activations of each token, in bf16 where that is faster."""
         weights: tuple[Tensor, Tensor, Tensor] = (centred, self.W_enc, self.b_enc)
         if _scans_in_bf16(self.W_enc):
             weights = centred.bfloat16(), self.W_enc.bfloat16(), self.b_enc.bfloat16()
-        return topk_scan(*weights, k)
+        return topk_scan(*weights, k, ordered=False)
 
     def base(self, x: Float[Tensor, "batch d_in"]) -> Tensor:
         """Return the part of the reconstruction that no feature makes: the bias, and the skip path."""
@@ -232,16 +243,16 @@ class Recipe(nn.Module):
 
     def sparse_terms(self, codes: Codes, x: Tensor, y: Tensor) -> Terms:
         """Return the terms of sparse codes; what has the value 0 did not fire."""
-        x_hat = gather_decode(codes.values, codes.rows, self.W_dec, None, codes.offsets) + self.base(x)
+        x_hat = gather_decode(codes.values, codes.rows, self.W_dec, None, codes.offsets).add_(self.base(x))
         counts = _fired_counts(codes, self.shape.d_sae)
-        fvu = losses.reconstruction(x_hat, y, self.variance)
-        return Terms({"fvu": fvu}, counts, (y - x_hat).detach(), len(x))
+        fvu, error = losses.compared(x_hat, y, self.variance)
+        return Terms({"fvu": fvu}, counts, error, len(x))
 
     def dense_terms(self, f: Float[Tensor, "batch d_sae"], x: Tensor, y: Tensor) -> Terms:
         """Return the terms of dense codes: where too many features fire for the sparse route to pay."""
         x_hat = f @ self.W_dec + self.base(x)
-        fvu = losses.reconstruction(x_hat, y, self.variance)
-        return Terms({"fvu": fvu}, (f.detach() > 0).sum(0), (y - x_hat).detach(), len(x))
+        fvu, error = losses.compared(x_hat, y, self.variance)
+        return Terms({"fvu": fvu}, (f.detach() > 0).sum(0), error, len(x))
 
 
 def chosen_options(recipe: type[Recipe], config: TrainConfig) -> dict[str, Any]:
@@ -278,10 +289,9 @@ def _with_spare(wanted: int) -> int:
     return wanted + max(wanted // _SPARE, _SPARE)
 
 
-def _largest(values: Tensor, indices: Tensor, tokens: Tensor, kept: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return those of the largest values, in the order in which they came."""
-    places = values.topk(kept, sorted=False).indices.sort().values
-    return values[places], indices[places], tokens[places]
+def _largest(values: Tensor, kept: int) -> Tensor:
+    """Return the places of the largest values, in order."""
+    return values.topk(kept, sorted=False).indices.sort().values
 
 
 def _starts(tokens: Tensor, count: int) -> Tensor:
