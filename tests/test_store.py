@@ -120,7 +120,8 @@ def test_mixtures_keep_their_proportions():
 
 def test_cached_activations_are_those_of_the_model_and_can_be_trained_on(tmp_path, tiny_gpt2):
     ids = torch.randint(3, 96, (40, 32), generator=torch.Generator().manual_seed(0))
-    store = cache_activations(tiny_gpt2, ids, tmp_path / "x", layer=1, tokens=1000, shard_tokens=300)
+    options = {"layer": 1, "batch_size": 8, "tokens": 1000, "shard_tokens": 300}
+    store = cache_activations(tiny_gpt2, ids, tmp_path / "x", **options)
     assert len(store) == 1000
     rows = torch.cat(list(store.chunks(0, 0)))
     hidden = tiny_gpt2(ids, output_hidden_states=True).hidden_states[2][:, 1:].reshape(-1, 32)

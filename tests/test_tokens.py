@@ -9,6 +9,7 @@ from datasets import Dataset
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import BatchEncoding, PreTrainedTokenizerFast
 
+from hfsae.data.limits import longest_row, reading_of
 from hfsae.data.tokens import TokenBatch, batches, spliced_mask
 from hfsae.errors import InvalidType, InvalidValue
 from hfsae.sae.config import SAEConfig
@@ -210,3 +211,11 @@ def test_a_batch_gives_the_inputs_of_a_model(tiny_gpt2):
     batch = make_batch().to("cpu")
     assert tiny_gpt2(**batch.model_inputs()).logits.shape == (2, 5, 96)
     assert batch.tokens == 8
+
+
+def test_a_model_is_read_in_rows_as_long_as_it_can_read_and_no_more_tokens_at_once_than_it_should(tiny_gpt2):
+    context = longest_row(tiny_gpt2)
+    assert context == tiny_gpt2.config.n_positions
+    assert reading_of(tiny_gpt2, None, None) == {"context": context, "batch_size": 4096 // context}
+    assert reading_of(tiny_gpt2, 5000, None) == {"context": 5000, "batch_size": 1}
+    assert reading_of(torch.nn.Linear(2, 2), None, 3) == {"context": 1024, "batch_size": 3}

@@ -5,6 +5,7 @@ from typing import Any
 from torch import nn
 
 _LONGEST_ROW = 1024  # tokens; models that could read more would need more memory than a default should take
+_TOKENS_AT_ONCE = 4096
 _LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 _SPECIAL = ("bos", "eos", "pad", "sep", "cls")
 
@@ -16,6 +17,15 @@ def longest_row(model: nn.Module) -> int:
         if isinstance(length, int) and length > 1:
             return min(length, _LONGEST_ROW)
     return _LONGEST_ROW
+
+
+def reading_of(model: nn.Module, context: int | None, batch_size: int | None) -> dict[str, int]:
+    """Return the arguments of `batches` by which a model is read where only its activations are wanted.
+
+    Args: context: Tokens in a row; None: `longest_row`.  batch_size: Rows in a pass; None: about 4096 tokens of them.
+    """
+    context = longest_row(model) if context is None else context
+    return {"context": context, "batch_size": max(_TOKENS_AT_ONCE // context, 1) if batch_size is None else batch_size}
 
 
 def vocabulary_size(model: nn.Module) -> int | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfsae.data.limits import reading_of
 from hfsae.data.rows import ModelRows
 from hfsae.data.sources import open_source, shuffled
 from hfsae.errors import CheckpointError, InvalidValue
@@ -80,8 +81,8 @@ def cache_activations(  # noqa: PLR0913 - as hfsae.train, plus the folder
     module: str | None = None,
     io: str = "output",
     stack: str | None = None,
-    context: int = 128,
-    batch_size: int = 16,
+    context: int | None = None,
+    batch_size: int | None = None,
     exclude_special_tokens: bool = True,
     exclude_first_position: bool = True,
     norm_outlier: float | None = 10.0,
@@ -111,7 +112,7 @@ def cache_activations(  # noqa: PLR0913 - as hfsae.train, plus the folder
         )
     point = resolve(model, layer, site, module=module, io=io, stack=stack)
     place = _place_of(model, point, exclude_special_tokens, exclude_first_position, norm_outlier)
-    options = {"tokenizer": tokenizer, "batch_size": batch_size, "context": context}
+    options = {"tokenizer": tokenizer, **reading_of(model, context, batch_size)}
     rows = ModelRows(model, [point], open_source(data, seed), place, options)
     folder.mkdir(parents=True, exist_ok=True)
     chunks = _shards_of(rows, tokens, shard_tokens)

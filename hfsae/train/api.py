@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfsae.data.limits import reading_of
 from hfsae.data.ring import Rows, ShuffleRing
 from hfsae.data.rows import IterableRows, ModelRows, TensorRows
 from hfsae.data.sources import open_source
@@ -206,8 +207,8 @@ def _captured(
         norm_outlier=settings.norm_outlier,
         **_written(points[1:], skip),
     )
-    options = {"tokenizer": tokenizer, "batch_size": settings.model_batch_size, "context": settings.context}
-    return ModelRows(model, points, open_source(data, config.seed), place, options), place
+    reading = reading_of(model, settings.context, settings.model_batch_size)
+    return ModelRows(model, points, open_source(data, config.seed), place, {"tokenizer": tokenizer, **reading}), place
 
 
 def _written(points: list[Point], skip: bool) -> dict[str, Any]:

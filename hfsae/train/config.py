@@ -65,10 +65,10 @@ class DeadConfig:
 class DataConfig:
     """How text becomes activations to train on."""
 
-    context: int = 128
-    """Tokens in a row of the model's input."""
-    model_batch_size: int = 16
-    """Rows in a forward pass of the model."""
+    context: int | None = None
+    """Tokens in a row of the model's input; None: what the model can read, at most 1024, as where it is evaluated."""
+    model_batch_size: int | None = None
+    """Rows in a forward pass of the model; None: as many as make about 4096 tokens."""
     buffer_bytes: int = 128 * 2**20
     """Memory of the ring in which activations are shuffled."""
     exclude_special_tokens: bool = True
@@ -80,7 +80,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         for name in ("context", "model_batch_size", "buffer_bytes"):
-            check_count(name, getattr(self, name))
+            if getattr(self, name) is not None or name == "buffer_bytes":
+                check_count(name, getattr(self, name))
         if self.norm_outlier is not None:
             check_positive("norm_outlier", self.norm_outlier)
 
