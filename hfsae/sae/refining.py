@@ -37,22 +37,19 @@ def refined_topk(
         ``[tokens + 1]``.
     Source: the step is that of Blumensath and Davies 2009, "Iterative hard thresholding for compressed sensing".
     """
-    values, indices = topk_scan(x, W_enc, bias, k)
+    values, indices = topk_scan(x, W_enc, bias, k, ordered=False)
     for _ in range(_STEPS):
-        values = _refined(_strongest(values, max(k // _CANDIDATES, 1)), indices, x, W_dec)
+        values = _refined(values, indices, x, W_dec, max(k // _CANDIDATES, 1))
     tokens, places = above(values, threshold[indices]).nonzero(as_tuple=True)
     return by_token(values[tokens, places], indices[tokens, places], tokens, (len(x), len(W_enc)))
 
 
-def _strongest(values: Tensor, count: int) -> Tensor:
-    kept, places = values.relu().topk(count, dim=1)
-    return torch.zeros_like(values).scatter(1, places, kept)
-
-
-def _refined(code: Tensor, indices: Tensor, x: Tensor, W_dec: Tensor) -> Tensor:
-    """Return the code with what lies along each candidate's row of what it leaves over."""
-    left = x - gather_decode(code, indices, W_dec, None)
+def _refined(values: Tensor, indices: Tensor, x: Tensor, W_dec: Tensor, count: int) -> Tensor:
+    """Return the strongest candidates' code, with what lies along each candidate's row of what that leaves over."""
+    kept, places = values.relu().topk(count, dim=1, sorted=False)
+    left = x - gather_decode(kept, indices.gather(1, places), W_dec, None)
     with torch.no_grad():
         starts = torch.arange(len(x) + 1, device=x.device) * indices.shape[1]
         along = products_at(left, W_dec, indices.flatten(), starts).view(indices.shape)
+    code = torch.zeros_like(values).scatter(1, places, kept)
     return code + preactivations_at(left, W_dec, W_dec.new_zeros(len(W_dec)), along, indices)

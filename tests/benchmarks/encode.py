@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from hfsae.sae.architectures import ARCHITECTURES
 from hfsae.sae.base import SparseCoder
 from hfsae.sae.config import SAEConfig
 
@@ -28,11 +29,12 @@ def main() -> None:
         topk.W_enc.normal_(std=d_in**-0.5)
         jumprelu.load_state_dict(topk.state_dict() | {"threshold": jumprelu.threshold})
         jumprelu.threshold.fill_(_threshold(topk))
+        sequential = [_sequential(name, d_in, d_sae) for name in ("refined_topk", "matching_pursuit")]
         for tokens in TOKENS:
-            _print_line(topk, jumprelu, torch.randn(tokens, d_in))
+            _print_line(topk, jumprelu, sequential, torch.randn(tokens, d_in))
 
 
-def _print_line(topk: SparseCoder, jumprelu: SparseCoder, x: Tensor) -> None:
+def _print_line(topk: SparseCoder, jumprelu: SparseCoder, sequential: list[SparseCoder], x: Tensor) -> None:
     runs = {1: 30, 256: 5}.get(len(x), 2)
     weight, bias = topk.W_enc.T, topk.b_enc
     floor = _seconds(lambda: torch.addmm(bias, x, weight), runs)
@@ -41,9 +43,22 @@ def _print_line(topk: SparseCoder, jumprelu: SparseCoder, x: Tensor) -> None:
         "topk forward": lambda: topk(x),
         "jumprelu encode": lambda: jumprelu.encode_sparse(x),
         "jumprelu forward": lambda: jumprelu(x),
+        **{f"{sae.config.architecture} encode": lambda sae=sae: sae.encode_sparse(x) for sae in sequential},
     } | {name: lambda call=call: call(x) for name, call in _peers(topk).items()}
     ratios = ", ".join(f"{name} {_seconds(run, runs) / floor:.2f}" for name, run in routes.items())
     print(f"{len(x):5d} tokens: floor {1e3 * floor:.2f} ms; {ratios}", flush=True)
+
+
+def _sequential(architecture: str, d_in: int, d_sae: int) -> SparseCoder:
+    """A dictionary of random unit rows, with the threshold at which K fire on average."""
+    spare = ARCHITECTURES[architecture].spare
+    sae = SparseCoder(SAEConfig(architecture=architecture, d_in=d_in, d_sae=d_sae, k=K * spare))
+    x, low, high = torch.randn(64, d_in), 0.0, 10.0
+    for _ in range(12):
+        sae.threshold.fill_((low + high) / 2)
+        fires_more = sae.encode_sparse(x).l0().float().mean() > K
+        low, high = ((low + high) / 2, high) if fires_more else (low, (low + high) / 2)
+    return sae
 
 
 def _peers(ours: SparseCoder) -> dict[str, Callable[[Tensor], object]]:
