@@ -7,6 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from hfsae import SAE, load_default
 from hfsae.cli.train import train
 from hfsae.errors import InvalidValue
+from hfsae.train import History
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +46,33 @@ def test_train_replaces_nothing(folder, tmp_path):
     with pytest.raises(InvalidValue, match="Name another one with --plot"):
         run(folder, new, plot=picture)
     assert not new.exists()
+
+
+def test_train_takes_an_architecture(folder, tmp_path):
+    run(folder, tmp_path / "out", architecture="batchtopk")
+    assert SAE.from_pretrained(tmp_path / "out").config.architecture == "batchtopk"
+    with pytest.raises(InvalidValue, match=r"no architecture 'batchtop'\. Did you mean 'batchtopk'"):
+        run(folder, tmp_path / "other", architecture="batchtop")
+
+
+def test_train_goes_on_from_its_checkpoints(folder, tmp_path, monkeypatch):
+    steps = []
+
+    class CutOff(Exception):
+        """At the fifth step."""
+
+    def cut_off(self, figures):
+        steps.append(figures.step)
+        if figures.step == 5:
+            raise CutOff
+
+    run(folder, tmp_path / "whole")
+    monkeypatch.setattr(History, "on_figures", cut_off)
+    with pytest.raises(CutOff):
+        run(folder, tmp_path / "never", checkpoints=tmp_path / "saved")
+    assert not (tmp_path / "never").exists()
+    monkeypatch.setattr(History, "on_figures", lambda self, figures: steps.append(figures.step))
+    run(folder, tmp_path / "resumed", checkpoints=tmp_path / "saved")
+    assert steps == [1, 2, 3, 4, 5, 5, 6, 7, 8]
+    whole, resumed = (SAE.from_pretrained(tmp_path / name).state_dict() for name in ("whole", "resumed"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)

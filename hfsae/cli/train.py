@@ -9,6 +9,7 @@ from hfsae.cli.options import DEFAULT_LAYER, Device, Model, Site, open_model
 from hfsae.default import default_texts
 from hfsae.errors import InvalidValue
 from hfsae.plots import training
+from hfsae.sae.architectures import ARCHITECTURES
 from hfsae.train import History, TrainConfig
 from hfsae.train import train as run
 
@@ -21,11 +22,17 @@ def train(
     model: Model = None,
     layer: Annotated[int, typer.Option(help="Block, counted from 0; negative counts from the end.")] = DEFAULT_LAYER,
     site: Site = "resid_post",
+    architecture: Annotated[
+        str | None, typer.Option(help=f"One of {', '.join(ARCHITECTURES)}.", show_default="topk")
+    ] = None,
     features: Annotated[
         int | None, typer.Option(min=1, help="d_sae, the number of features. Default: 8 times the width.")
     ] = None,
     k: Annotated[int | None, typer.Option("-k", min=1, help="Features that may fire per token.")] = None,
     tokens: Annotated[int | None, typer.Option(min=1, help="Training tokens.")] = None,
+    checkpoints: Annotated[
+        Path | None, typer.Option(help="Folder to save the run in as it goes on; with what is there it goes on.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
     device: Device = None,
     plot: Annotated[Path | None, typer.Option(help="Also draw the run into this picture (png, svg or pdf).")] = None,
@@ -35,17 +42,24 @@ def train(
     \b
     Examples:
       hfsae train --layer 2 text.txt
+      hfsae train --layer 2 --architecture batchtopk --checkpoints runs/saved text.txt
       hfsae train --model openai-community/gpt2 --layer 8 --features 24576 -k 32 --tokens 50000000 corpus.txt
     """
     for target, option in ((out, "--out"), (plot, "--plot")):
         if target is not None and target.exists():
             raise InvalidValue(f"{str(target)!r} exists. Nothing is replaced. Name another one with {option}.")
-    chosen: dict[str, Any] = {"d_sae": features, "k": k, "tokens": tokens}
+    chosen: dict[str, Any] = {"architecture": architecture, "d_sae": features, "k": k, "tokens": tokens}
     config = TrainConfig(seed=seed, **{name: value for name, value in chosen.items() if value is not None})
     texts: list[Path] | list[str] = files if files else default_texts("train")
     loaded, tokenizer = open_model(model, device)
     history = History()
-    options: dict[str, Any] = {"tokenizer": tokenizer, "layer": layer, "site": site, "config": config}
+    options: dict[str, Any] = {
+        "tokenizer": tokenizer,
+        "layer": layer,
+        "site": site,
+        "config": config,
+        "folder": checkpoints,
+    }
     run(loaded, texts, **options, callbacks=[history]).save_pretrained(out)
     typer.echo(f"written: {out}")
     if plot is not None:
