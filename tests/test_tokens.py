@@ -165,7 +165,7 @@ def test_the_padding_side_of_the_input_changes_nothing():
         (torch.rand(2, 3), {}, InvalidType, r"dtype torch\.float32"),
         (torch.ones(1, 2, 3, dtype=torch.long), {}, InvalidValue, r"shape \[1, 2, 3\]"),
         ({"train": [1], "test": [2]}, {}, InvalidType, r"\['test', 'train'\].*one split"),
-        ([{"body": "w3"}], {}, InvalidType, r"\['body'\]\. Expected \"text\" or \"input_ids\""),
+        ([{"body": "w3"}], {}, InvalidType, r"\['body'\]\. Expected \"text\", \"input_ids\" or \"messages\""),
         (b"w3", {}, InvalidType, "type bytes cannot be read"),
         (7, {}, InvalidType, "type int cannot be read"),
         ([5, "w3"], {}, InvalidType, "holds 'w3'"),

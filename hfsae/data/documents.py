@@ -1,10 +1,10 @@
 """Any data a user may hold, read as documents: one list of token ids after the other.
 
-Texts are tokenised without special tokens: where those belong is decided when rows are cut. Rows of ids lose their
-padding.
+Texts are tokenised without special tokens: where those belong is decided when rows are cut. Conversations get theirs
+from the chat template. Rows of ids lose their padding.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hfsae.data.chats import assistant_mask, conversation_ids, is_conversation
 from hfsae.errors import InvalidType, InvalidValue
 
 _TEXTS_AT_ONCE = 64  # a fast tokenizer earns its threads on lists, and a stream need not be read further ahead
@@ -27,13 +28,23 @@ class Document:
     """Token ids; empty where there was no token."""
     is_text: bool
     """Whether it came as text, so that special tokens are still to be placed."""
+    counted: list[bool] | None = None
+    """Which of them count; None: all. The others are read by the model, and stand for nothing more."""
 
 
-def documents(data: object, tokenizer: Any) -> Iterator[Document]:
+@dataclass(frozen=True)
+class Conversation:
+    """Messages, each with a "role" and a "content"."""
+
+    messages: Sequence[Mapping[str, Any]]
+
+
+def documents(data: object, tokenizer: Any, assistant_only: bool = False) -> Iterator[Document]:
     """Return the documents of any data in their order, texts tokenised some at a time.
 
+    Args: assistant_only: Of conversations, only what the assistant says counts.
     Raises:
-        InvalidType: for data of a kind that is not read, and for texts without a tokenizer.
+        InvalidType: for data of a kind that is not read, and for texts or conversations without a tokenizer.
         InvalidValue: for ids of a wrong shape, or a mask that does not fit them.
     """
     texts: list[str] = []
@@ -44,7 +55,10 @@ def documents(data: object, tokenizer: Any) -> Iterator[Document]:
                 continue
         yield from _tokenise(texts, tokenizer)
         texts = []
-        if not isinstance(item, str):
+        if isinstance(item, Conversation):
+            counted = assistant_mask(item.messages, tokenizer) if assistant_only else None
+            yield Document(conversation_ids(item.messages, tokenizer), is_text=False, counted=counted)
+        elif not isinstance(item, str):
             yield Document(item, is_text=False)
     yield from _tokenise(texts, tokenizer)
 
@@ -62,10 +76,12 @@ def _tokenise(texts: list[str], tokenizer: Any) -> Iterator[Document]:
         yield Document(list(ids), is_text=True)
 
 
-def _items(data: object) -> Iterator[str | list[int]]:
-    """Flatten data to single texts and single rows of ids."""
+def _items(data: object) -> Iterator[str | list[int] | Conversation]:
+    """Flatten data to single texts, single rows of ids and single conversations."""
     if isinstance(data, str):
         yield data
+    elif is_conversation(data):
+        yield Conversation(data)
     elif isinstance(data, Mapping):
         yield from _columns(data)
     elif isinstance(data, Tensor):
@@ -87,15 +103,17 @@ def _items(data: object) -> Iterator[str | list[int]]:
         )
 
 
-def _columns(row: Mapping[str, Any]) -> Iterator[str | list[int]]:
+def _columns(row: Mapping[str, Any]) -> Iterator[str | list[int] | Conversation]:
     if "input_ids" in row:
         ids, mask = row["input_ids"], row.get("attention_mask")
         yield from _items(ids) if mask is None else _masked(list(_items(ids)), list(_items(mask)))
     elif "text" in row:
         yield from _items(row["text"])
+    elif "messages" in row:
+        yield from _items(row["messages"])
     else:
         raise InvalidType(
-            f'The data have the columns or keys {sorted(map(str, row))}. Expected "text" or "input_ids". '
+            f'The data have the columns or keys {sorted(map(str, row))}. Expected "text", "input_ids" or "messages". '
             "Rename one, or pass one split of a dataset."
         )
 

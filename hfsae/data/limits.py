@@ -19,7 +19,7 @@ def longest_row(model: nn.Module) -> int:
     return _LONGEST_ROW
 
 
-def reading_of(model: nn.Module, context: int | None, batch_size: int | None) -> dict[str, int]:
+def reading_of(model: nn.Module, context: int | None, batch_size: int | None) -> dict[str, Any]:
     """Return the arguments of `batches` by which a model is read where only its activations are wanted.
 
     Args: context: Tokens in a row; None: `longest_row`.  batch_size: Rows in a pass; None: about 4096 tokens of them.

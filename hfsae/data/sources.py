@@ -132,22 +132,6 @@ class Mixture:
         return {"data": [[part, weight] for part, weight in zip(parts, self._weights, strict=True)]}
 
 
-def chats(conversations: Iterable[Any], tokenizer: Any, *, assistant_only: bool = False) -> Iterator[list[int]]:
-    """Yield the token ids of conversations, put through the tokenizer's chat template.
-
-    Args:
-        conversations: Each a list of messages with a "role" and a "content".
-        assistant_only: Keep only what the assistant says; needs a template that marks it.
-    """
-    for messages in conversations:
-        encoded = tokenizer.apply_chat_template(
-            messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=assistant_only
-        )
-        ids = encoded["input_ids"]
-        masks = encoded["assistant_masks"] if assistant_only else [1] * len(ids)
-        yield [token for token, kept in zip(ids, masks, strict=True) if kept]
-
-
 def unbroken(documents: Iterable[object]) -> Iterator[object]:
     """Yield what a stream holds; where it breaks, open it again and skip what was yielded before.
 
@@ -191,7 +175,8 @@ def open_source(data: Any, seed: int) -> Source:
     """Return data of any kind as a source.
 
     Args:
-        data: A text, texts, token ids, rows with a "text" or "input_ids" column, a dataset, paths of files.
+        data: A text, texts, token ids, rows with a "text", "input_ids" or "messages" column, conversations, a dataset,
+            paths of files.
         seed: Of the order of the documents.
     """
     if isinstance(data, Source):

@@ -83,6 +83,7 @@ def cache_activations(  # noqa: PLR0913 - as hfsae.train, plus the folder
     stack: str | None = None,
     context: int | None = None,
     batch_size: int | None = None,
+    assistant_only: bool = False,
     exclude_special_tokens: bool = True,
     exclude_first_position: bool = True,
     norm_outlier: float | None = 10.0,
@@ -112,7 +113,7 @@ def cache_activations(  # noqa: PLR0913 - as hfsae.train, plus the folder
         )
     point = resolve(model, layer, site, module=module, io=io, stack=stack)
     place = _place_of(model, point, exclude_special_tokens, exclude_first_position, norm_outlier)
-    options = {"tokenizer": tokenizer, **reading_of(model, context, batch_size)}
+    options = {"tokenizer": tokenizer, "assistant_only": assistant_only, **reading_of(model, context, batch_size)}
     rows = ModelRows(model, [point], open_source(data, seed), place, options)
     folder.mkdir(parents=True, exist_ok=True)
     chunks = _shards_of(rows, tokens, shard_tokens)

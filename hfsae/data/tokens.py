@@ -32,6 +32,8 @@ class TokenBatch:
     """True for tokens, False for padding."""
     special_mask: Bool[Tensor, "batch seq"]
     """True for special tokens (BOS, EOS and their like), valid or not."""
+    counted_mask: Bool[Tensor, "batch seq"] | None = None
+    """True for tokens that a dictionary is to stand for, where only some are: what the assistant says; None: all."""
 
     @property
     def valid(self) -> Bool[Tensor, "batch seq"]:
@@ -45,7 +47,8 @@ class TokenBatch:
 
     def to(self, device: torch.device | str) -> "TokenBatch":
         """Return the same batch on another device."""
-        return TokenBatch(self.input_ids.to(device), self.attention_mask.to(device), self.special_mask.to(device))
+        masks = (self.attention_mask, self.special_mask, self.counted_mask)
+        return TokenBatch(self.input_ids.to(device), *(None if mask is None else mask.to(device) for mask in masks))  # type: ignore[arg-type]
 
     def model_inputs(self) -> dict[str, Tensor]:
         """Return what a HuggingFace model is called with: ``input_ids`` and ``attention_mask``."""
@@ -80,6 +83,7 @@ class _Rules:
     prepend_bos: bool | None
     special_ids: frozenset[int]
     vocab_size: int | None
+    assistant_only: bool
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "context", "max_tokens", "vocab_size"):
@@ -127,14 +131,17 @@ def batches(  # noqa: PLR0913
     prepend_bos: bool | None = None,
     special_ids: Collection[int] | None = None,
     vocab_size: int | None = None,
+    assistant_only: bool = False,
 ) -> TokenBatches:
     """Return an iterator over token batches of any data, in the order of the data.
 
     Args:
         data: A string, token ids (a tensor ``[seq]`` or ``[rows, seq]``, a list of numbers), what a tokenizer returns,
-            or an iterable of any of these: lists, generators, rows with a "text" or an "input_ids" column, `datasets`.
-            Under an ``attention_mask`` of 0 ids are left out.
-        tokenizer: A HuggingFace tokenizer; needed for texts. Its special tokens fill ``special_mask``.
+            a conversation (messages with a "role" and a "content"), or an iterable of any of these: lists, generators,
+            rows with a "text", an "input_ids" or a "messages" column, `datasets`. Under an ``attention_mask`` of 0 ids
+            are left out.
+        tokenizer: A HuggingFace tokenizer; needed for texts and conversations. Its special tokens fill
+            ``special_mask``.
         batch_size: Rows in a batch; the last batch may have fewer.
         context: Most tokens in a row. Longer documents go on in the next row.
         max_tokens: Stop after so many tokens, special ones included; the last row is cut to hit the number.
@@ -143,6 +150,7 @@ def batches(  # noqa: PLR0913
             An id row that already begins with BOS gets no second one.
         special_ids: Ids that count as special, in place of the tokenizer's.
         vocab_size: Refuse ids that the model has no embedding for.
+        assistant_only: Of conversations, a dictionary is to stand only for what the assistant says (``counted_mask``).
 
     Raises:
         InvalidValue: when the data hold no token, when ids are out of range, or a number makes no sense.
@@ -153,7 +161,9 @@ def batches(  # noqa: PLR0913
         [[[5, 6, 7], [8, 0, 0]]]
     """
     known = special_ids if special_ids is not None else getattr(tokenizer, "all_special_ids", ())
-    rules = _Rules(tokenizer, batch_size, context, max_tokens, pack, prepend_bos, frozenset(known), vocab_size)
+    rules = _Rules(
+        tokenizer, batch_size, context, max_tokens, pack, prepend_bos, frozenset(known), vocab_size, assistant_only
+    )
     return TokenBatches(data, rules)
 
 
@@ -176,6 +186,8 @@ def spliced_mask(
         mask &= batch.valid.cumsum(1) > 1
     if config.exclude_special_tokens:
         mask &= ~batch.special_mask
+    if batch.counted_mask is not None:
+        mask &= batch.counted_mask
     if config.norm_outlier is None:
         return mask
     if x is None:
@@ -200,15 +212,18 @@ def _batches(data: object, rules: _Rules, counts: TokenCounts) -> Iterator[Token
         )
 
 
-def _pad(rows: list[list[int]], special_ids: frozenset[int]) -> TokenBatch:
+def _pad(rows: list["_Row"], special_ids: frozenset[int]) -> TokenBatch:
     width = max(map(len, rows))
-    input_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    input_ids = torch.tensor([row.ids + [0] * (width - len(row)) for row in rows])
     attention_mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
     special_mask = torch.isin(input_ids, torch.tensor(sorted(special_ids), dtype=torch.long))
-    return TokenBatch(input_ids, attention_mask, special_mask)
+    if all(all(row.counted) for row in rows):
+        return TokenBatch(input_ids, attention_mask, special_mask)
+    counted_mask = torch.tensor([row.counted + [False] * (width - len(row)) for row in rows])
+    return TokenBatch(input_ids, attention_mask, special_mask, counted_mask)
 
 
-def _within_budget(rows: Iterator[list[int]], max_tokens: int | None) -> Iterator[list[int]]:
+def _within_budget(rows: Iterator["_Row"], max_tokens: int | None) -> Iterator["_Row"]:
     if max_tokens is None:
         yield from rows
         return
@@ -220,39 +235,57 @@ def _within_budget(rows: Iterator[list[int]], max_tokens: int | None) -> Iterato
             return
 
 
-def _rows(data: object, rules: _Rules, counts: TokenCounts) -> Iterator[list[int]]:
+@dataclass(frozen=True)
+class _Row:
+    """Ids of a row, and which of them count."""
+
+    ids: list[int]
+    counted: list[bool]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __add__(self, other: "_Row") -> "_Row":
+        return _Row(self.ids + other.ids, self.counted + other.counted)
+
+    def __getitem__(self, part: slice) -> "_Row":
+        return _Row(self.ids[part], self.counted[part])
+
+
+def _rows(data: object, rules: _Rules, counts: TokenCounts) -> Iterator[_Row]:
     """Cut documents into rows; each kind of data by its own default of packing."""
-    row: list[int] = []
-    for document in documents(data, rules.tokenizer):
+    row = _Row([], [])
+    for document in documents(data, rules.tokenizer, rules.assistant_only):
         counts.documents += 1
         counts.empty += not document.ids
         _check_ids(document.ids, rules.vocab_size)
         pack = document.is_text if rules.pack is None else rules.pack
         if row and not pack:
             yield row
-            row = []
+            row = _Row([], [])
         pieces = list(_pieces(document, pack, rules, room=rules.context - len(row)))
         counts.cut += len(pieces) > 1
         for piece in pieces:
             row = row + piece
             if len(row) == rules.context or not pack:
                 yield row
-                row = []
+                row = _Row([], [])
     if row:
         yield row
 
 
-def _pieces(document: Document, pack: bool, rules: _Rules, room: int) -> Iterator[list[int]]:
+def _pieces(document: Document, pack: bool, rules: _Rules, room: int) -> Iterator[_Row]:
     """Cut a document to fit ``room`` tokens first and whole rows from there, each piece begun by BOS where wanted."""
     wanted = document.is_text if rules.prepend_bos is None else rules.prepend_bos
     bos, ids = rules.bos_id if wanted else None, document.ids
     if ids and pack and document.is_text and bos is None and rules.eos_id is not None:
         ids = [*ids, rules.eos_id]
+    whole = _Row(ids, [True] * len(ids) if document.counted is None else document.counted)
     start = 0
     while start < len(ids):
-        head = [] if bos is None or ids[start] == bos else [bos]
+        head = _Row([], []) if bos is None or ids[start] == bos else _Row([bos], [True])
         stop = start + room - len(head)
-        yield head + ids[start:stop]
+        yield head + whole[start:stop]
         start, room = stop, rules.context
 
 

@@ -1,5 +1,6 @@
 """Training dictionaries."""
 
+from hfsae.data.sources import Mixture
 from hfsae.train.api import train
 from hfsae.train.callbacks import Callback, Figures, History, LogTo, ProgressBar
 from hfsae.train.config import DataConfig, DeadConfig, OptimizerConfig, TrainConfig
@@ -13,6 +14,7 @@ __all__ = [
     "Figures",
     "History",
     "LogTo",
+    "Mixture",
     "OptimizerConfig",
     "ProgressBar",
     "TrainConfig",

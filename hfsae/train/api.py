@@ -61,11 +61,11 @@ def train(  # noqa: PLR0913
 
     Args:
         model: Any HuggingFace model. It is only read; its forward stops at the site.
-        data: Text, texts, token ids, rows with a "text" or an "input_ids" column, a dataset, or `Path` objects of text,
-            jsonl or parquet files.
+        data: Text, texts, token ids, conversations, rows with a "text", an "input_ids" or a "messages" column, a
+            dataset, `Path` objects of text, jsonl or parquet files, or a `Mixture` of these by weight.
         activations: In place of a model and data: a tensor ``[..., d_in]``, an iterable of such, or what
             `cache_activations` returns; for a transcoder a pair ``(x, y)``, or an iterable of pairs.
-        tokenizer: The model's own; needed for text.
+        tokenizer: The model's own; needed for text and conversations.
         layer: Block, counted from 0; negative counts from the end.
         site: Where in the block.
         module: Path of any module, in place of a layer and a site; with ``io``, its output or its input.
@@ -208,7 +208,8 @@ def _captured(
         **_written(points[1:], skip),
     )
     reading = reading_of(model, settings.context, settings.model_batch_size)
-    return ModelRows(model, points, open_source(data, config.seed), place, {"tokenizer": tokenizer, **reading}), place
+    reading |= {"tokenizer": tokenizer, "assistant_only": settings.assistant_only}
+    return ModelRows(model, points, open_source(data, config.seed), place, reading), place
 
 
 def _written(points: list[Point], skip: bool) -> dict[str, Any]:

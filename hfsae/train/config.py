@@ -71,6 +71,8 @@ class DataConfig:
     """Rows in a forward pass of the model; None: as many as make about 4096 tokens."""
     buffer_bytes: int = 128 * 2**20
     """Memory of the ring in which activations are shuffled."""
+    assistant_only: bool = False
+    """Of conversations, train only on what the assistant says; the model reads all of them."""
     exclude_special_tokens: bool = True
     """Leave out BOS, EOS and their like: their activations are outliers that a dictionary would spend itself on."""
     exclude_first_position: bool = True
