@@ -17,6 +17,7 @@ from hfsae.train.dead_features import DeadFeatures
 from hfsae.train.recipe import Moment, Shape
 from hfsae.train.recipes import RECIPES
 from hfsae.train.schedules import controlled, learning_rate_factor
+from hfsae.train.stepping import Stepper
 
 WORLD = World(name="uniform", n=64, d=24, l0=2.0)
 SHORT = {"d_sae": 64, "k": 2, "tokens": 256 * 200, "batch_size": 256, "learning_rate": 1e-2}
@@ -65,7 +66,7 @@ def test_sequential_codes_give_tokens_as_many_features_as_they_need(architecture
     assert fired[norms > norms.median()].float().mean() > fired[norms < norms.median()].float().mean() + 0.5
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "jumprelu"])
+@pytest.mark.parametrize("architecture", [name for name, row in ARCHITECTURES.items() if row.transcodes])
 @pytest.mark.parametrize("skip", [False, True])
 def test_train_makes_transcoders(architecture, skip, x):
     y = x @ torch.randn(24, 12, generator=torch.Generator().manual_seed(3))
@@ -212,6 +213,17 @@ def test_settling_keeps_what_fires_at_the_l0_that_was_there(architecture, x):
     terms = recipe(sample, sample, Moment(1.0, torch.tensor(coefficient)))
     torch.testing.assert_close(terms.l0, torch.tensor(3.0), rtol=0.01, atol=0)
     assert (coefficient > 0) == recipe.controlled
+
+
+@pytest.mark.parametrize("unit_decoder", [False, True])
+def test_decoder_rows_of_the_standard_recipe_are_free_once_it_settled_unless_asked_for(unit_decoder, x):
+    recipe = {"unit_decoder": unit_decoder, "start": 0.0}
+    stepper = Stepper(Shape(24, 64, 24), TrainConfig(architecture="standard", recipe=recipe, **SHORT))
+    for batch in (x[:2048] / x.square().sum(1).mean().sqrt()).split(256):
+        stepper.update(batch, batch)
+    lengths = stepper.recipe.W_dec.detach().norm(dim=1)
+    assert torch.allclose(lengths, torch.ones(64), atol=1e-5) == unit_decoder
+    torch.testing.assert_close(stepper.recipe.tensors()["W_dec"].norm(dim=1), torch.ones(64))
 
 
 def test_learning_rate_rises_holds_and_falls():
