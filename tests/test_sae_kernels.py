@@ -43,6 +43,28 @@ def test_topk_scan_is_topk_of_the_product(route, width, tokens):
 
 
 @pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("tokens", [1, 40, 1300])
+def test_batch_topk_scan_is_topk_of_the_whole_product(route, width, tokens):
+    x, (W, b) = activations(tokens, D_IN), _weights(width)
+    z = functional.linear(x, W, b)
+    for count in {1, min(2 * tokens, z.numel()), tokens * width}:
+        values, indices, owners = kernels.batch_topk_scan(x, W, b, count)
+        torch.testing.assert_close(
+            values.sort(descending=True).values, z.flatten().topk(count).values.relu(), atol=1e-5, rtol=1e-5
+        )
+        torch.testing.assert_close(z[owners, indices].relu(), values, atol=1e-5, rtol=1e-5)
+        assert len(set(zip(owners.tolist(), indices.tolist(), strict=True))) == count
+        assert torch.equal(owners, owners.sort().values)
+
+
+def test_batch_topk_scan_gives_no_tile_much_more_than_its_share():
+    x, (W, b) = activations(2048, D_IN), _weights(30)
+    _, _, owners = kernels.batch_topk_scan(torch.cat([10 * x[:512], x[512:]]), W, b, 4000)
+    assert (owners < 512).sum() == 1250
+    assert len(owners) == 4000
+
+
+@pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("spread", [0.0, 0.5, 8.0])
 def test_threshold_scan_is_a_mask_of_the_product(route, width, spread):
     x, (W, b) = activations(40, D_IN), _weights(width)

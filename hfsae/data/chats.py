@@ -63,5 +63,7 @@ def _encoded(messages: Sequence[Mapping[str, Any]], tokenizer: Any, **options: A
             "The data are conversations and the tokenizer has no chat template. "
             "Pass that of a chat model, set tokenizer.chat_template, or give texts."
         )
-    encoded: Mapping[str, Any] = tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **options)
+    encoded: Mapping[str, Any] = tokenizer.apply_chat_template(
+        list(messages), tokenize=True, return_dict=True, **options
+    )
     return encoded

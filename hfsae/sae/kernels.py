@@ -25,6 +25,7 @@ from hfsae.shapes import DecoderWeight, EncoderWeight, FeatureVector, FlatActiva
 
 _TILE_BYTES = 16 * 2**20
 _TOKENS_PER_TILE = 512
+_BEYOND_SHARE = 1.25
 _MOST_IN_GROUP = 16
 _MANY_GROUPS = 0.25
 """Above this fraction of groups that pass, looking at every entry is cheaper."""
@@ -47,6 +48,31 @@ def topk_scan(
     if _needs_grad(x, W_enc, bias):
         values = preactivations_at(x, W_enc, bias, values, indices)
     return values, indices
+
+
+@torch.no_grad()
+def batch_topk_scan(
+    x: FlatActivation, W_enc: EncoderWeight, bias: FeatureVector, count: int
+) -> tuple[Float[Tensor, "count"], Int[Tensor, "count"], Int[Tensor, "count"]]:
+    """Return the largest pre-activations of all tokens together, their features, and their tokens in order.
+
+    Exact where no tile of 512 tokens holds more than a quarter above its share of them; what is beyond is left out.
+
+    Shape: x: ``[tokens, d_in]``. returns: values (0 where not above 0), indices, tokens ``[count]``, or as many as
+        there are.
+    """
+    found = []
+    for start in range(0, len(x), _TOKENS_PER_TILE):
+        part = x[start : start + _TOKENS_PER_TILE]
+        share = count if len(part) == len(x) else math.ceil(_BEYOND_SHARE * count * len(part) / len(x))
+        for tile in _tiles(len(part), len(W_enc), W_enc.element_size()):
+            z = affine(part, W_enc[tile], bias[tile])
+            values, places = _top(z.view(1, -1), min(share, z.numel()), ordered=False)
+            found.append((values[0], places[0] % z.shape[1] + tile.start, places[0] // z.shape[1] + start))
+    values, indices, tokens = (torch.cat(parts) for parts in zip(*found, strict=True))
+    kept = values.topk(min(count, len(values)), sorted=False).indices
+    kept = kept[tokens[kept].argsort()]
+    return values[kept].relu_(), indices[kept], tokens[kept]
 
 
 def threshold_scan(

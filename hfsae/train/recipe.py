@@ -25,14 +25,12 @@ from torch.nn import functional
 from hfsae.errors import InvalidValue, did_you_mean
 from hfsae.sae import losses
 from hfsae.sae.coding import Codes
-from hfsae.sae.kernels import gather_decode, preactivations_at, products_at, topk_scan
+from hfsae.sae.kernels import batch_topk_scan, gather_decode, preactivations_at, products_at, topk_scan
 from hfsae.train.calibration import threshold_for
 from hfsae.train.config import TrainConfig
 
 _COMPETE = 0.3, 0.6
 """Between these shares of the run, codes are those of `Recipe.competing`."""
-_SHORTLIST = 4
-"""Candidates of a token where tokens compete, as a multiple of the mean number kept."""
 _SPARE = 4
 """Candidates in a bf16 shortlist beyond those wanted: one in so many, and at least so many."""
 _WORTH_BF16 = 2**18
@@ -152,7 +150,7 @@ class Recipe(nn.Module):
         with torch.no_grad():
             centred, spared = self.centred(x), _scans_in_bf16(self.W_enc)
             slots = min(_with_spare(k), self.shape.d_sae) if spared else k
-            values, indices = self._scan(centred, slots)
+            values, indices = topk_scan(*self._to_scan(centred), slots, ordered=False)
             if spared:
                 starts = torch.arange(0, len(x) * slots + 1, slots)
                 z = products_at(centred, self.W_enc, indices.flatten(), starts).view(-1, slots) + self.b_enc[indices]
@@ -162,18 +160,15 @@ class Recipe(nn.Module):
 
     def competing(self, x: Float[Tensor, "batch d_in"]) -> Codes:
         """Return the largest pre-activations of the whole batch, k a token on average, and their features."""
-        slots = min(round(_SHORTLIST * self.k), self.shape.d_sae)
-        kept = min(round(self.k * len(x)), len(x) * slots)
+        kept = min(round(self.k * len(x)), len(x) * self.shape.d_sae)
         with torch.no_grad():
-            centred = self.centred(x)
-            values, indices = (found.flatten() for found in self._scan(centred, slots))
-            rough = values.dtype != centred.dtype
-            places = _largest(values, min(_with_spare(kept), len(values)) if rough else kept)
-            values, indices, tokens = values[places], indices[places], places // slots
-            if rough:
+            centred, spared = self.centred(x), _scans_in_bf16(self.W_enc)
+            wanted = _with_spare(kept) if spared else kept
+            values, indices, tokens = batch_topk_scan(*self._to_scan(centred), wanted)
+            if spared:
                 z = products_at(centred, self.W_enc, indices, _starts(tokens, len(x)))
                 values = z.add_(self.b_enc[indices]).relu_()
-                places = _largest(values, kept)
+                places = values.topk(min(kept, len(values)), sorted=False).indices.sort().values
                 values, indices, tokens = values[places], indices[places], tokens[places]
             offsets = _starts(tokens, len(x))
         return Codes(self._selected(x, values, indices, offsets), indices, offsets)
@@ -182,12 +177,11 @@ class Recipe(nn.Module):
         """Return the values as pre-activations that weights learn from."""
         return preactivations_at(x, self.W_enc, self.b_enc, values, indices, offsets, self.centre)
 
-    def _scan(self, centred: Tensor, k: int) -> tuple[Tensor, Tensor]:
-        """Return about the k largest pre-activations of each token, in bf16 where that is faster."""
-        weights: tuple[Tensor, Tensor, Tensor] = (centred, self.W_enc, self.b_enc)
+    def _to_scan(self, centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what pre-activations are made of, in bf16 where that is faster."""
         if _scans_in_bf16(self.W_enc):
-            weights = centred.bfloat16(), self.W_enc.bfloat16(), self.b_enc.bfloat16()
-        return topk_scan(*weights, k, ordered=False)
+            return centred.bfloat16(), self.W_enc.bfloat16(), self.b_enc.bfloat16()
+        return centred, self.W_enc, self.b_enc
 
     def base(self, x: Float[Tensor, "batch d_in"]) -> Tensor:
         """Return the part of the reconstruction that no feature makes: the bias, and the skip path."""
@@ -287,11 +281,6 @@ def _unit_rows(count: int, width: int, generator: torch.Generator) -> Tensor:
 
 def _with_spare(wanted: int) -> int:
     return wanted + max(wanted // _SPARE, _SPARE)
-
-
-def _largest(values: Tensor, kept: int) -> Tensor:
-    """Return the places of the largest values, in order."""
-    return values.topk(kept, sorted=False).indices.sort().values
 
 
 def _starts(tokens: Tensor, count: int) -> Tensor:
