@@ -91,7 +91,7 @@ def _features(sae: SAE, read: Tensor, p: dict[str, Tensor]) -> Tensor:
         candidates, f = z >= z.topk(k, dim=-1).values[..., -1:], z.relu()
         for _ in range(2):
             code = _largest(f * candidates, k // 4)
-            f = code + (read - code @ p["W_dec"]) @ p["W_dec"].T
+            f = code + (read - code @ p["W_dec"]) @ p["W_dec"].T / p["W_dec"].square().sum(1)
         return f * candidates * (f > floor)
     f, residual, goes_on = torch.zeros_like(z), read, torch.ones_like(z[..., :1])
     for _ in range(k):

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from hfsae.sae import kernels, products
+from hfsae.sae.architectures import ARCHITECTURES
 from hfsae.sae.folding import fold_gated, fold_scale
 from hfsae.sae.pursuit import matching_pursuit
 from hfsae.sae.refining import refined_topk
@@ -123,6 +124,12 @@ def test_gradients_pass_gradcheck():
     assert torch.autograd.gradcheck(lambda *args: refined_topk(*args, 0.3 * W, 8, threshold)[0], (x, W, b))
 
 
+def test_a_row_of_zeros_in_the_decoder_leaves_refined_codes_finite():
+    sae = random_sae("refined_topk")
+    sae.W_dec.data[:30] = 0
+    assert torch.isfinite(sae.encode(activations(50, D_IN))).all()
+
+
 def test_a_gated_encoder_folds_exactly():
     generator = torch.Generator().manual_seed(4)
     x, (W, b_gate) = activations(50, D_IN).double(), (t.double() for t in _weights(40))
@@ -139,8 +146,10 @@ def test_a_gated_encoder_folds_exactly():
 @pytest.mark.parametrize(
     "fields", [{}, {"b_pre": "own"}, {"b_pre": "none", "d_out": 20}, {"write_site": "mlp_out"}], ids=str
 )
-@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard"])
+@pytest.mark.parametrize("architecture", ["topk", "jumprelu", "standard", "matching_pursuit", "refined_topk"])
 def test_a_folded_scale_changes_nothing(architecture, fields):
+    if not ARCHITECTURES[architecture].transcodes and fields not in ({}, {"b_pre": "own"}):
+        pytest.skip(f"{architecture} writes what it reads")
     sae = random_sae(architecture, normalize="scale", scale=0.21, **fields)
     config, tensors = fold_scale(sae.config, {n: p.detach() for n, p in sae.named_parameters()})
     assert config.normalize == "none"

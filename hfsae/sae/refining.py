@@ -19,6 +19,7 @@ from hfsae.sae.pursuit import above, by_token
 from hfsae.shapes import DecoderWeight, EncoderWeight, FeatureVector, FlatActivation
 
 _STEPS = 2
+_TINY = 1e-12
 _CANDIDATES = ARCHITECTURES["refined_topk"].spare
 """For each feature of a first code; with many more, features that lie close together gain all at once."""
 
@@ -51,5 +52,12 @@ def _refined(values: Tensor, indices: Tensor, x: Tensor, W_dec: Tensor, count: i
     with torch.no_grad():
         starts = torch.arange(len(x) + 1, device=x.device) * indices.shape[1]
         along = products_at(left, W_dec, indices.flatten(), starts).view(indices.shape)
-    code = torch.zeros_like(values).scatter(1, places, kept)
-    return code + preactivations_at(left, W_dec, W_dec.new_zeros(len(W_dec)), along, indices)
+    along = preactivations_at(left, W_dec, W_dec.new_zeros(len(W_dec)), along, indices)
+    return torch.zeros_like(values).scatter(1, places, kept) + along / _squared_lengths(W_dec, indices)
+
+
+def _squared_lengths(W_dec: Tensor, indices: Tensor) -> Tensor:
+    """Return the squared length of each candidate's row, reading all rows only where there are fewer of them."""
+    few = indices.numel() < len(W_dec)
+    lengths: Tensor = torch.linalg.vector_norm(W_dec[indices] if few else W_dec, dim=-1)
+    return (lengths if few else lengths[indices]).square().clamp(min=_TINY)
