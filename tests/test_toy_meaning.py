@@ -100,6 +100,8 @@ def test_controls_keep_k_and_bias_and_the_whole_neuron_basis_reconstructs():
     assert torch.allclose(random.W_dec.norm(dim=-1), torch.ones(64))
     assert torch.equal(random.W_dec, random_directions(like, seed=0).W_dec)
     assert not torch.equal(random.W_dec, random_directions(like, seed=1).W_dec)
+    spared = SAE(SAEConfig(architecture="matching_pursuit", d_in=16, d_sae=32, k=16))
+    assert random_directions(spared, seed=0).config.k == 4
     whole = neuron_basis(SAE(SAEConfig(architecture="topk", d_in=16, d_sae=32, k=16)))
     x = torch.randn(5, 16, generator=torch.Generator().manual_seed(0))
     assert torch.allclose(whole(x), x, atol=1e-6)

@@ -24,7 +24,7 @@ def neuron_basis(like: SAE) -> SAE:
 
 
 def random_directions(like: SAE, seed: int) -> SAE:
-    """Return the TopK dictionary of random unit directions, with the k, d_sae and b_dec of another one.
+    """Return a TopK dictionary of random unit directions, with the k that another was trained for, its d_sae and b_dec.
 
     Args: seed: Of the directions.
     Raises: InvalidValue: when the other dictionary has no k.
@@ -40,7 +40,8 @@ def _with_rows(like: SAE, rows: Float[Tensor, "d_sae d_in"]) -> SAE:
     k, d_in = like.config.k, like.config.d_in
     if k is None:
         raise InvalidValue(f"A {like.config.architecture} dictionary has no k. A control keeps the k of a topk one.")
-    sae = SAE(SAEConfig(architecture="topk", d_in=d_in, d_sae=len(rows), k=min(k, len(rows))))
+    k = min(max(k // like.config.row.spare, 1), len(rows))
+    sae = SAE(SAEConfig(architecture="topk", d_in=d_in, d_sae=len(rows), k=k))
     for parameter, value in ((sae.W_enc, rows), (sae.W_dec, rows), (sae.b_dec, like.b_dec)):
         parameter.copy_(value)
     sae.b_enc.zero_()
