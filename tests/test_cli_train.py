@@ -1,5 +1,7 @@
 """`hfsae train`: a text file in, a dictionary that loads and a picture of the run out; nothing is replaced."""
 
+import re
+
 import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
@@ -31,7 +33,9 @@ def run(folder, out, **options):
 def test_train_writes_a_dictionary_and_a_picture(folder, tmp_path, capsys):
     out, picture = tmp_path / "dictionary", tmp_path / "run.png"
     run(folder, out, plot=picture)
-    assert f"written: {out}" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert re.search(r"last batch: FVU 0\.\d{3}, L0 4\.0, \d+\.\d% of the features dead", printed)
+    assert f"written: {out}" in printed
     sae = SAE.from_pretrained(out)
     assert (sae.config.place, sae.config.d_sae, sae.config.k) == ("resid_post.layer_1", 64, 4)
     assert sae.statistics is not None

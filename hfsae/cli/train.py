@@ -53,14 +53,12 @@ def train(
     texts: list[Path] | list[str] = files if files else default_texts("train")
     loaded, tokenizer = open_model(model, device)
     history = History()
-    options: dict[str, Any] = {
-        "tokenizer": tokenizer,
-        "layer": layer,
-        "site": site,
-        "config": config,
-        "folder": checkpoints,
-    }
-    run(loaded, texts, **options, callbacks=[history]).save_pretrained(out)
+    place: dict[str, Any] = {"tokenizer": tokenizer, "layer": layer, "site": site}
+    run(loaded, texts, **place, config=config, folder=checkpoints, callbacks=[history]).save_pretrained(out)
+    if history.figures:
+        last = history.figures[-1]
+        fvu = last.extra.get("fvu_all", last.losses["fvu"])
+        typer.echo(f"last batch: FVU {fvu:.3f}, L0 {last.l0:.1f}, {last.dead:.1%} of the features dead")
     typer.echo(f"written: {out}")
     if plot is not None:
         training(history.figures).savefig(plot, dpi=150)
