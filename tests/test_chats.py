@@ -65,8 +65,14 @@ def test_turns_that_cannot_be_told_apart_are_said():
         assistant_mask(CONVERSATION, tokenizer_of(FORGETFUL))
     with pytest.raises(InvalidValue, match="no chat template"):
         next(batches(CONVERSATION, tokenizer=tokenizer_of(None)))
-    with pytest.raises(InvalidType, match="conversations and there is no tokenizer"):
-        next(batches(CONVERSATION))
+    for assistant_only in (False, True):
+        with pytest.raises(InvalidType, match="conversations and there is no tokenizer"):
+            next(batches(CONVERSATION, assistant_only=assistant_only))
+
+
+def test_an_assistant_may_speak_first():
+    mask = assistant_mask(CONVERSATION[1:3], tokenizer_of(PLAIN))
+    assert mask == [True] * 5 + [False] * 3
 
 
 def test_training_on_the_assistant_keeps_its_activations_in_their_context(tiny_gpt2):

@@ -34,16 +34,15 @@ def assistant_mask(messages: Sequence[Mapping[str, Any]], tokenizer: Any) -> lis
 
     Raises: InvalidValue: when the template neither marks turns nor renders them one after the other.
     """
-    if _MARKS.search(str(tokenizer.chat_template)):
-        return [
-            bool(mark) for mark in _encoded(messages, tokenizer, return_assistant_tokens_mask=True)["assistant_masks"]
-        ]
     whole = conversation_ids(messages, tokenizer)
+    if _MARKS.search(str(tokenizer.chat_template)):
+        marked = _encoded(messages, tokenizer, return_assistant_tokens_mask=True)
+        return [bool(mark) for mark in marked["assistant_masks"]]
     mask = [False] * len(whole)
     for place, message in enumerate(messages):
         if message["role"] != "assistant":
             continue
-        before = _encoded(messages[:place], tokenizer, add_generation_prompt=True)["input_ids"]
+        before = _encoded(messages[:place], tokenizer, add_generation_prompt=True)["input_ids"] if place else []
         through = conversation_ids(messages[: place + 1], tokenizer)
         if whole[: len(through)] != through or through[: len(before)] != before:
             raise InvalidValue(

@@ -1,7 +1,7 @@
 """`SparseFeatures`: feature activations as values and indices: memory is O(tokens * k), never O(tokens * d_sae).
 
 Two layouts. Top-k codes have k slots per token: values and indices ``[*leading, k]``, a slot of value 0 did not fire.
-Thresholded codes have rows of varying length: values and indices ``[nnz]``; token t owns ``offsets[t]:offsets[t + 1]``.
+The others have rows of varying length: values and indices ``[nnz]``; token t owns ``offsets[t]:offsets[t + 1]``.
 """
 
 import math
