@@ -29,7 +29,7 @@ def main() -> None:
     tokens = int(float(sys.argv[1])) if len(sys.argv) > 1 else 1_500_000
     torch.set_num_threads(1)
     x, held_out = activations("train", tokens), activations("validation", 100_000)
-    for architecture in ("topk", "batchtopk"):
+    for architecture in ("topk", "batchtopk", "refined_topk"):
         config = TrainConfig(architecture=architecture, d_sae=D_SAE, k=K, tokens=tokens, batch_size=BATCH)
         begun = time.thread_time()
         sae = train(activations=x, config=config, progress=False)
