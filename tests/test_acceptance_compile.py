@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -142,17 +141,22 @@ def test_an_exported_model_keeps_its_splice():
 
 
 @unchecked
-def test_an_idle_site_costs_at_most_three_microseconds_of_cpu_time():
-    bare, sited, x = torch.nn.Identity(), torch.nn.Identity(), torch.randn(1, 128, 32)
+def test_an_idle_site_makes_no_more_than_eight_python_calls_beyond_those_of_a_hook():
+    # What an idle site costs is a few microseconds of interpreter: calls tell of it, and no busy machine blurs them.
+    hooked, sited, x = torch.nn.Identity(), torch.nn.Identity(), torch.randn(1, 128, 32)
+    hooked.register_forward_hook(lambda module, inputs, output: None)
 
-    def microseconds(module):
-        start = time.thread_time_ns()
-        for _ in range(1000):
+    def calls(module):
+        seen = []
+        sys.setprofile(lambda frame, event, _: seen.append(frame.f_code.co_name) if event == "call" else None)
+        try:
             module(x)
-        return (time.thread_time_ns() - start) / 1e6
+        finally:
+            sys.setprofile(None)
+        return len(seen)
 
     with attach(torch.nn.ModuleDict({"site": sited}), module="site", sae=dictionary()):
-        assert min(microseconds(sited) for _ in range(30)) - min(microseconds(bare) for _ in range(30)) <= 3
+        assert calls(sited) - calls(hooked) <= 8
 
 
 @pytest.mark.skipif(not CHECKED, reason="this is that process")
