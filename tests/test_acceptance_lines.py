@@ -69,7 +69,7 @@ LINES: dict[int, tuple[str, tuple[str, ...]]] = {
     44: ("remote runs are refused", ("nnsight::remote_runs_are_refused_while",)),
     45: ("gradients pass through the features alone, when asked", ("gradients::a_detached_error_lets",)),
     46: ("shared blocks are told", ("core::shared_blocks_are_told", "sites::shared_block_is_told")),
-    47: ("an idle site costs at most three microseconds", ("compile::an_idle_site_costs",)),
+    47: ("an idle site costs at most three microseconds", ("compile::an_idle_site_makes",)),
 }
 """Each promise with its tests: their file, less ``test_`` and ``acceptance_``, and how their names begin."""
 
